@@ -1,0 +1,29 @@
+"""The commands: `python -m dvq_jax.cli.NAME`. Each is a short main; the work is in the libraries."""
+
+import json
+import sys
+from collections.abc import Callable
+
+from absl import app
+
+from dvq_jax.errors import InputError
+
+
+def run(main: Callable[[], dict]) -> None:
+    """Runs a command: its result goes to stdout as one JSON line, bad input to stderr with exit code 2.
+
+    Args:
+      main: the command; takes nothing (flags are parsed), returns what to print.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise InputError(f'unexpected argument {argv[1]!r}; flags are written --name=value.')
+            result = main()
+        except InputError as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+        print(json.dumps(result), flush=True)
+
+    app.run(guarded)

@@ -1,0 +1,98 @@
+"""Outputs are written aside and renamed, so that a reader never meets half a result."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from dvq_jax.errors import InputError
+
+
+def _aside(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f'.{path.name}.partial')
+
+
+def make_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Creates a folder and its parents, and checks that it can be written to.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      The folder as a `pathlib.Path`.
+
+    Raises:
+      InputError: the folder cannot be made or written to.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f'{path}: cannot write there ({error.strerror}); give a folder that you may write to.'
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a path to write to; on success it replaces `path`, on an exception it is removed.
+
+    Args:
+      path: the file to create or replace; its folder is created.
+
+    Yields:
+      The temporary path, in the same folder.
+
+    Raises:
+      InputError: the folder cannot be written to.
+    """
+    path = pathlib.Path(path)
+    make_folder(path.parent)
+    aside = _aside(path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives an empty folder to fill; on success it becomes `path`, on an exception it is removed.
+
+    A folder left aside by a killed process is removed first. An existing `path` is an error: it is
+    somebody's finished result.
+
+    Args:
+      path: the folder to create.
+
+    Yields:
+      The temporary folder, beside `path`.
+
+    Raises:
+      InputError: `path` exists already, or its parent cannot be written to.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise InputError(f'{path}: exists already; remove it or give another output.')
+    make_folder(path.parent)
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

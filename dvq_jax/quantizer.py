@@ -1,0 +1,210 @@
+"""The quantizer as pure functions of `IndexParams`: assign, encode, decode, straight_through, score.
+
+A document v is rotated (v·R), given to its nearest centroid o (eq. 2 of the paper) and its residual
+u = v·R − o is replaced, subspace by subspace, by the nearest codeword (eq. 3), so that
+v·R ≈ o + û. A query q scores it by ⟨q·R, o + û⟩ (eq. 5).
+
+Distances are ‖c‖² − 2⟨u, c⟩, one matrix product: the broadcast difference u − c, [n, M, K, S], is never made.
+Products ask for the highest precision: on GPU and TPU the default rounds operands, which moves documents
+between lists and codewords.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dvq_jax.types import Array, Encoding, IndexParams
+
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+class Quantized(NamedTuple):
+    """Documents as the student sees them, in the rotated space, differentiable in the parameters.
+
+    Attributes:
+      coarse: [n, D] float32, v̂: the centroid of each document's list.
+      full: [n, D] float32, v̂ + û: centroid plus quantized residual.
+      lists: [n] int32, the list used.
+      codes: [n, M] int32, the codewords used.
+    """
+
+    coarse: Array
+    full: Array
+    lists: Array
+    codes: Array
+
+
+def rotate(params: IndexParams, vectors: Array) -> Array:
+    """Takes vectors from the caller's space to the rotated one, x ↦ x·R.
+
+    Args:
+      params: the index.
+      vectors: [..., D] float.
+
+    Returns:
+      [..., D] float32.
+    """
+    return jnp.matmul(vectors.astype(jnp.float32), params.rotation, precision=_PRECISION)
+
+
+def distances(vectors: Array, centers: Array) -> Array:
+    """Squared L2 distances up to the constant ‖x‖² of each vector: ‖c‖² − 2⟨x, c⟩.
+
+    Args:
+      vectors: [n, G, S] float32.
+      centers: [G, K, S] float32.
+
+    Returns:
+      [n, G, K] float32; the order over K is the order by distance.
+    """
+    norms = jnp.sum(jnp.square(centers), axis=-1)
+    return norms - 2.0 * jnp.einsum('ngs,gks->ngk', vectors, centers, precision=_PRECISION)
+
+
+def split(params: IndexParams, vectors: Array) -> Array:
+    """Cuts vectors into the codebooks' subspaces: [n, D] to [n, M, S]."""
+    books, _, width = params.codebooks.shape
+    return vectors.reshape(*vectors.shape[:-1], books, width)
+
+
+def _nearest_list(params: IndexParams, rotated: Array) -> Array:
+    gaps = distances(rotated[:, None, :], params.centroids[None])
+    return jnp.argmin(gaps[:, 0], axis=-1).astype(jnp.int32)
+
+
+def assign(params: IndexParams, docs: Array) -> Array:
+    """The list of each document: the nearest centroid by L2, q_d = argmin_i ‖v_d·R − o_i‖ (eq. 2).
+
+    Args:
+      params: the index.
+      docs: [n, D] float, in the caller's space.
+
+    Returns:
+      [n] int32 in [0, L); the lowest index where distances tie.
+    """
+    return _nearest_list(params, rotate(params, docs))
+
+
+def encode(params: IndexParams, docs: Array, lists: Array | None = None) -> Encoding:
+    """Lists and codes of documents: b_d^i = argmin_j ‖u_d^i − c_j^i‖, u_d = v_d·R − o (eq. 3).
+
+    Args:
+      params: the index.
+      docs: [n, D] float, in the caller's space.
+      lists: [n] int32, the documents' lists where they are already decided; else they are assigned.
+
+    Returns:
+      The encoding of the n documents.
+    """
+    rotated = rotate(params, docs)
+    lists = _nearest_list(params, rotated) if lists is None else lists
+    residuals = split(params, rotated - params.centroids[lists])
+    codes = jnp.argmin(distances(residuals, params.codebooks), axis=-1)
+    return Encoding(lists=lists.astype(jnp.int32), codes=codes.astype(jnp.uint8))
+
+
+def reconstruct(params: IndexParams, encoding: Encoding) -> Array:
+    """v̂ + û of encoded documents, in the rotated space.
+
+    Args:
+      params: the index.
+      encoding: n documents.
+
+    Returns:
+      [n, D] float32.
+    """
+    return params.centroids[encoding.lists] + _codewords(params, encoding.codes)
+
+
+def _codewords(params: IndexParams, codes: Array) -> Array:
+    books = jnp.arange(params.codebooks.shape[0])
+    chosen = params.codebooks[books, codes.astype(jnp.int32)]
+    return chosen.reshape(codes.shape[0], -1)
+
+
+def decode(params: IndexParams, encoding: Encoding) -> Array:
+    """The approximate documents, (v̂ + û)·Rᵀ, in the caller's space.
+
+    Args:
+      params: the index.
+      encoding: n documents.
+
+    Returns:
+      [n, D] float32.
+    """
+    return jnp.matmul(reconstruct(params, encoding), params.rotation.T, precision=_PRECISION)
+
+
+def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
+    """Scores of every query against every encoded document, ⟨q·R, v̂ + û⟩ (eq. 5).
+
+    Args:
+      params: the index.
+      queries: [q, D] float, in the caller's space, after the query tower.
+      encoding: n documents.
+
+    Returns:
+      [q, n] float32.
+    """
+    rotated = rotate(params, queries)
+    return jnp.matmul(rotated, reconstruct(params, encoding).T, precision=_PRECISION)
+
+
+def _relaxed(gaps: Array, centers: Array, temperature: float) -> Array:
+    """Forward the nearest center, backward the softmax(−distance/temperature)-weighted mean of all."""
+    soft = jax.nn.softmax(-gaps / temperature, axis=-1)
+    hard = jax.nn.one_hot(jnp.argmin(gaps, axis=-1), gaps.shape[-1], dtype=soft.dtype)
+    weights = soft + jax.lax.stop_gradient(hard - soft)
+    return jnp.einsum('ngk,gks->ngs', weights, centers, precision=_PRECISION)
+
+
+def straight_through(
+    params: IndexParams,
+    docs: Array,
+    lists: Array | None = None,
+    *,
+    estimator: Literal['hard', 'softmax'] = 'hard',
+    temperature: float = 1.0,
+) -> Quantized:
+    """Quantizes documents so that gradients reach centroids and codebooks through the discrete choice.
+
+    Both estimators give the same forward values, those of `encode` and `reconstruct`. They differ backward:
+
+    - 'hard': the choice is a constant; the gradient of û goes to the chosen codewords alone (the one-hot
+      selection, done as a gather whose transpose is a scatter-add).
+    - 'softmax': the choice is one_hot(argmin) forward and softmax(−distance/temperature) backward,
+      w = p + stop_gradient(one_hot − p), so that near codewords, and the residual, receive gradient too.
+
+    Args:
+      params: the index.
+      docs: [n, D] float, in the caller's space.
+      lists: [n] int32, the frozen lists; None re-assigns each document to its nearest centroid.
+      estimator: how gradients pass the choice.
+      temperature: of 'softmax', in units of squared distance.
+
+    Returns:
+      The quantized documents, in the rotated space; a query is compared after `rotate`.
+
+    Raises:
+      ValueError: an unknown estimator.
+    """
+    if estimator not in ('hard', 'softmax'):
+        raise ValueError(f"estimator is {estimator!r}; use 'hard' or 'softmax'.")
+    rotated = rotate(params, docs)
+    relax_lists = lists is None and estimator == 'softmax'
+    if lists is None:
+        lists = _nearest_list(params, jax.lax.stop_gradient(rotated))
+    if relax_lists:
+        gaps = distances(rotated[:, None, :], params.centroids[None])
+        coarse = _relaxed(gaps, params.centroids[None], temperature)[:, 0]
+    else:
+        coarse = params.centroids[lists]
+    residuals = split(params, rotated - coarse)
+    gaps = distances(residuals, params.codebooks)
+    codes = jnp.argmin(gaps, axis=-1)
+    if estimator == 'softmax':
+        fine = _relaxed(gaps, params.codebooks, temperature).reshape(rotated.shape)
+    else:
+        fine = _codewords(params, codes)
+    return Quantized(coarse=coarse, full=coarse + fine, lists=lists, codes=codes)

@@ -1,0 +1,68 @@
+"""The shapes that everything else speaks of.
+
+| letter | meaning |
+|---|---|
+| N, Q, D | documents, queries, embedding dimension |
+| L | coarse centroids = IVF lists = ScaNN leaves |
+| M, K, S | codebooks, codewords per codebook, sub-dimension D/M |
+| B, C | queries per global batch, candidate documents per query |
+| P | lists probed at search (nprobe, leaves_to_search) |
+
+Scores are inner products, larger is better. Embeddings are in the caller's space; centroids and codebooks
+live in the rotated space, x ↦ x·R. A name's suffix gives an array's axes where they could be confused:
+`codes_nm` is [N, M], `scores_bc` is [B, C].
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class IndexParams:
+    """The learned parameters of an IVF-PQ index.
+
+    Attributes:
+      centroids: [L, D] float32, the coarse centroids, in the rotated space.
+      codebooks: [M, K, S] float32, the product quantizer's codewords for residuals, in the rotated space.
+      rotation: [D, D] float32, orthogonal; the identity when unused.
+    """
+
+    centroids: Array
+    codebooks: Array
+    rotation: Array
+
+
+@flax.struct.dataclass
+class Encoding:
+    """Documents as the index stores them.
+
+    Attributes:
+      lists: [N] int32, the IVF list of each document.
+      codes: [N, M] uint8, the codeword chosen in each codebook.
+    """
+
+    lists: Array
+    codes: Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """One device's share of a training batch: b queries with C candidate documents each.
+
+    Attributes:
+      queries: [b, D] float32, the teacher's query embeddings.
+      doc_ids: [b, C] int32, rows of the corpus; -1 pads.
+      docs: [b, C, D] float32, the teacher's document embeddings; zeros where padded.
+      lists: [b, C] int32, the documents' frozen IVF lists; zeros where padded.
+      positives: [b, G] int32, the relevant documents of each query; -1 pads.
+    """
+
+    queries: Any
+    doc_ids: Any
+    docs: Any
+    lists: Any
+    positives: Any
