@@ -41,7 +41,7 @@ setuptools.setup(
         'jax>=0.8',
         'ml_collections>=1.0',  # configs
         'numpy>=2.0',
-        'optax>=0.2.4',
+        'optax>=0.2.6',
         'orbax-checkpoint>=0.11',
         'scann>=1.4.2',
         'tensorboardX>=2.6',  # TensorBoard event files without TensorFlow

@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, label: str, *, total: int, unit: str, start: int = 0, every: float = 5.0):
         self._label, self._total, self._unit, self._every = label, total, unit, every
-        self._start = self._count = start
+        self._start = self._count = self._printed = start
         self._begin = self._last = time.monotonic()
 
     def add(self, count: int, note: str = '') -> None:
@@ -38,11 +38,12 @@ class Progress:
             self._print(note)
 
     def done(self, note: str = '') -> None:
-        """Prints the last line."""
-        self._print(note)
+        """Prints the last line, if it is not printed already."""
+        if self._printed < self._count or not self._count:
+            self._print(note)
 
     def _print(self, note: str) -> None:
-        self._last = time.monotonic()
+        self._last, self._printed = time.monotonic(), self._count
         elapsed = self._last - self._begin
         rate = (self._count - self._start) / elapsed if elapsed > 0 else 0.0
         share = 100 * self._count // max(self._total, 1)

@@ -62,6 +62,26 @@ def distances(vectors: Array, centers: Array) -> Array:
     return norms - 2.0 * jnp.einsum('ngs,gks->ngk', vectors, centers, precision=_PRECISION)
 
 
+def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
+    """The nearest center of each vector in each group, one group at a time: [n, K] distances at once.
+
+    Args:
+      vectors: [n, G, S] float32.
+      centers: [G, K, S] float32.
+
+    Returns:
+      [n, G] int32, the lowest index where distances tie; and [n, G] float32, that center's `distances`.
+    """
+
+    def one_group(group):
+        gaps = distances(group[0][:, None], group[1][None])[:, 0]
+        chosen = jnp.argmin(gaps, axis=-1).astype(jnp.int32)
+        return chosen, jnp.take_along_axis(gaps, chosen[:, None], axis=-1)[:, 0]
+
+    chosen, gaps = jax.lax.map(one_group, (jnp.swapaxes(vectors, 0, 1), centers))
+    return chosen.T, gaps.T
+
+
 def split(params: IndexParams, vectors: Array) -> Array:
     """Cuts vectors into the codebooks' subspaces: [n, D] to [n, M, S]."""
     books, _, width = params.codebooks.shape
@@ -69,8 +89,7 @@ def split(params: IndexParams, vectors: Array) -> Array:
 
 
 def _nearest_list(params: IndexParams, rotated: Array) -> Array:
-    gaps = distances(rotated[:, None, :], params.centroids[None])
-    return jnp.argmin(gaps[:, 0], axis=-1).astype(jnp.int32)
+    return nearest(rotated[:, None], params.centroids[None])[0][:, 0]
 
 
 def assign(params: IndexParams, docs: Array) -> Array:
@@ -100,7 +119,7 @@ def encode(params: IndexParams, docs: Array, lists: Array | None = None) -> Enco
     rotated = rotate(params, docs)
     lists = _nearest_list(params, rotated) if lists is None else lists
     residuals = split(params, rotated - params.centroids[lists])
-    codes = jnp.argmin(distances(residuals, params.codebooks), axis=-1)
+    codes, _ = nearest(residuals, params.codebooks)
     return Encoding(lists=lists.astype(jnp.int32), codes=codes.astype(jnp.uint8))
 
 
@@ -151,12 +170,14 @@ def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
     return jnp.matmul(rotated, reconstruct(params, encoding).T, precision=_PRECISION)
 
 
-def _relaxed(gaps: Array, centers: Array, temperature: float) -> Array:
-    """Forward the nearest center, backward the softmax(−distance/temperature)-weighted mean of all."""
+def _relaxed(vectors: Array, centers: Array, temperature: float) -> tuple[Array, Array]:
+    """Nearest centers [n, G], and their values [n, G, S]: one-hot forward, softmax over distances backward."""
+    gaps = distances(vectors, centers)
+    chosen = jnp.argmin(gaps, axis=-1)
     soft = jax.nn.softmax(-gaps / temperature, axis=-1)
-    hard = jax.nn.one_hot(jnp.argmin(gaps, axis=-1), gaps.shape[-1], dtype=soft.dtype)
+    hard = jax.nn.one_hot(chosen, gaps.shape[-1], dtype=soft.dtype)
     weights = soft + jax.lax.stop_gradient(hard - soft)
-    return jnp.einsum('ngk,gks->ngs', weights, centers, precision=_PRECISION)
+    return chosen, jnp.einsum('ngk,gks->ngs', weights, centers, precision=_PRECISION)
 
 
 def straight_through(
@@ -192,19 +213,19 @@ def straight_through(
     if estimator not in ('hard', 'softmax'):
         raise ValueError(f"estimator is {estimator!r}; use 'hard' or 'softmax'.")
     rotated = rotate(params, docs)
-    relax_lists = lists is None and estimator == 'softmax'
-    if lists is None:
-        lists = _nearest_list(params, jax.lax.stop_gradient(rotated))
-    if relax_lists:
-        gaps = distances(rotated[:, None, :], params.centroids[None])
-        coarse = _relaxed(gaps, params.centroids[None], temperature)[:, 0]
-    else:
+    if lists is not None:
         coarse = params.centroids[lists]
-    residuals = split(params, rotated - coarse)
-    gaps = distances(residuals, params.codebooks)
-    codes = jnp.argmin(gaps, axis=-1)
-    if estimator == 'softmax':
-        fine = _relaxed(gaps, params.codebooks, temperature).reshape(rotated.shape)
+    elif estimator == 'hard':
+        lists = _nearest_list(*jax.lax.stop_gradient((params, rotated)))
+        coarse = params.centroids[lists]
     else:
+        chosen, relaxed = _relaxed(rotated[:, None], params.centroids[None], temperature)
+        lists, coarse = chosen[:, 0], relaxed[:, 0]
+    residuals = split(params, rotated - coarse)
+    if estimator == 'hard':
+        codes, _ = nearest(*jax.lax.stop_gradient((residuals, params.codebooks)))
         fine = _codewords(params, codes)
+    else:
+        codes, relaxed = _relaxed(residuals, params.codebooks, temperature)
+        fine = relaxed.reshape(rotated.shape)
     return Quantized(coarse=coarse, full=coarse + fine, lists=lists, codes=codes)

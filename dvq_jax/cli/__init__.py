@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from absl import app
+from absl import app, logging
 
 from dvq_jax.errors import InputError
 
@@ -17,6 +17,8 @@ def run(main: Callable[[], dict]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        # Orbax narrates every file that it touches; progress is ours to print.
+        logging.set_verbosity(logging.ERROR)
         try:
             if len(argv) > 1:
                 raise InputError(f'unexpected argument {argv[1]!r}; flags are written --name=value.')

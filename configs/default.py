@@ -1,0 +1,75 @@
+"""Distill-VQ with settings that serve most corpora: IVF-OPQ start, ListNet, top200:8+ib, no labels.
+
+python -m dvq_jax.cli.train --config=configs/default.py --config.data.dataset=DATASET --workdir=W
+
+Set `index.lists` to about the square root of the number of documents times 4, and `index.codebooks` to the
+bytes that a document may cost. Cost: see `configs/pycode.py` for a measured one.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every setting, with its default."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.resume_from = ''  # another run's workdir: go on from its latest checkpoint
+    config.init_from = ''  # another run's workdir: start from its index and query tower
+
+    config.data = ml_collections.ConfigDict()
+    config.data.dataset = ''  # what `prepare` wrote
+    config.data.batch_size = 128  # B, queries in a global batch
+    config.data.threads = 4  # that read ahead
+
+    config.index = ml_collections.ConfigDict()
+    config.index.lists = 1024  # L
+    config.index.codebooks = 16  # M
+    config.index.codewords = 256  # K
+    config.index.rotation = 'opq'  # or 'identity'
+
+    config.initialize = ml_collections.ConfigDict()
+    config.initialize.sample = 262_144  # documents that k-means and OPQ see
+    config.initialize.coarse_iterations = 20
+    config.initialize.opq_iterations = 20
+    config.initialize.pq_iterations = 10
+    config.initialize.seeding = 'sample'  # or 'plusplus'
+    config.initialize.spherical = False  # centroids of unit norm
+
+    config.candidates = 'top200:8+ib'  # see dvq_jax/candidates.py
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.name = 'listnet'  # or a sum such as 'listnet+0.5*contrastive', see dvq_jax/losses.py
+    config.loss.temperature = 0.05  # for unit-norm embeddings
+    config.loss.ivf_weight = 1.0
+    config.loss.pq_weight = 1.0
+    config.loss.scale_ivf_to_pq = False  # make both students weigh the same
+
+    config.quantizer = ml_collections.ConfigDict()
+    config.quantizer.assignment = 'frozen'  # or 'dynamic': re-assign documents to lists at every step
+    config.quantizer.estimator = 'hard'  # or 'softmax'
+    config.quantizer.temperature = 1.0  # of 'softmax', in squared distance
+
+    config.tower = ml_collections.ConfigDict()
+    config.tower.name = 'identity'  # or 'linear', 'mlp'
+    config.tower.args = ml_collections.ConfigDict()  # such as hidden=512 of 'mlp'
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.schedule = 'cosine'  # or 'constant', 'linear'
+    config.optimizer.warmup = 100
+    config.optimizer.weight_decay = 0.01  # of the tower
+    config.optimizer.clip_norm = config_dict.placeholder(float)  # unset: not clipped
+    config.optimizer.rates = ml_collections.ConfigDict()  # a group without a rate is frozen
+    config.optimizer.rates.centroids = 1e-3
+    config.optimizer.rates.codebooks = 1e-4
+    config.optimizer.rates.rotation = config_dict.placeholder(float)
+    config.optimizer.rates.tower = 1e-4
+
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 1500
+    config.train.log_every = 50
+    config.train.checkpoint_every = 250  # also evaluates on the dev queries
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.nprobe = 10  # P of the dev metric
+    return config

@@ -1,0 +1,161 @@
+"""Which documents a query is trained on: ground truth, the teacher's Top-K, in-batch, and their mixtures.
+
+A mixture is written as its sources joined by '+', which covers every row of the paper's Table 3:
+
+| text | each query brings | and is scored against |
+|---|---|---|
+| 'gt' | one of its relevant documents | what it brought |
+| 'top200' | all of the teacher's first 200 | what it brought |
+| 'top200:10' | 10 drawn from the teacher's first 200 | what it brought |
+| 'gt+ib' | one of its relevant documents | what all queries of the global batch brought |
+| 'gt+top200:10+ib' | a relevant document and 10 drawn | what all queries of the global batch brought |
+
+Documents are drawn on the host, example by example, so that a draw depends on the seed and the example alone
+and not on the number of devices. Duplicates are found on the device, after in-batch documents are pooled.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvq_jax.errors import InputError
+from dvq_jax.types import Array
+
+_TOP = re.compile(r'top(\d+)(?::(\d+))?')
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The sources of a query's candidates.
+
+    Attributes:
+      ground_truth: bring one relevant document, if the query has any.
+      top_k: draw from the teacher's first `top_k` documents; 0 for none.
+      draw: how many of them; equal to `top_k` for all.
+      in_batch: score each query against what every query of the global batch brought.
+    """
+
+    ground_truth: bool
+    top_k: int
+    draw: int
+    in_batch: bool
+
+    @property
+    def size(self) -> int:
+        """C, the documents that each query brings."""
+        return int(self.ground_truth) + self.draw
+
+
+def parse_mixture(text: str) -> Mixture:
+    """Reads a mixture.
+
+    Args:
+      text: such as 'gt+top200:10+ib'; see the module's table.
+
+    Returns:
+      The mixture.
+
+    Raises:
+      InputError: an unknown or repeated source, no source that brings documents, or a draw that is not
+        in [1, K].
+
+    Example:
+      parse_mixture('top200:8+ib')  # Mixture(ground_truth=False, top_k=200, draw=8, in_batch=True)
+    """
+    ground_truth = in_batch = False
+    top_k = draw = 0
+    parts = [part.strip() for part in text.split('+')]
+    kinds = [re.sub(r'\d.*', '', part) for part in parts]
+    if len(set(kinds)) != len(kinds):
+        raise InputError(f'candidates {text!r}: a source is given twice; give each of gt, topK, ib once.')
+    for part in parts:
+        if part == 'gt':
+            ground_truth = True
+        elif part == 'ib':
+            in_batch = True
+        elif match := _TOP.fullmatch(part):
+            top_k = int(match[1])
+            draw = int(match[2] or top_k)
+            if not 1 <= draw <= top_k:
+                raise InputError(f'candidates {text!r}: cannot draw {draw} of {top_k}; draw 1 to {top_k}.')
+        else:
+            raise InputError(f'candidates {text!r}: {part!r} is not a source; use gt, topK, topK:n or ib.')
+    if not ground_truth and not top_k:
+        raise InputError(f'candidates {text!r}: queries bring no document; add gt or topK, as in top200:8.')
+    return Mixture(ground_truth=ground_truth, top_k=top_k, draw=draw, in_batch=in_batch)
+
+
+def draw(
+    mixture: Mixture, rng: np.random.Generator, positives: np.ndarray, topk_ids: np.ndarray
+) -> np.ndarray:
+    """Draws the documents that one query brings.
+
+    Args:
+      mixture: the sources.
+      rng: the example's own generator.
+      positives: [g] int, rows of the query's relevant documents; may be empty.
+      topk_ids: [K'] int, rows of the teacher's Top-K, best first, K' ≥ mixture.top_k.
+
+    Returns:
+      [C] int32 rows of the corpus; -1 where the query has no relevant document.
+    """
+    rows = np.full(mixture.size, -1, np.int32)
+    if mixture.ground_truth and len(positives):
+        rows[0] = rng.choice(positives)
+    if mixture.draw:
+        picks = slice(mixture.top_k)
+        if mixture.draw < mixture.top_k:
+            picks = np.sort(rng.choice(mixture.top_k, mixture.draw, replace=False))
+        rows[int(mixture.ground_truth) :] = topk_ids[picks]
+    return rows
+
+
+def first_occurrence(ids: Array) -> Array:
+    """Marks each document once: False for padding (-1) and for an id that stands earlier on the last axis.
+
+    Args:
+      ids: [..., n] int32.
+
+    Returns:
+      [..., n] bool.
+
+    Example:
+      first_occurrence(jnp.array([7, 3, 7, -1]))  # [True, True, False, False]
+    """
+    order = jnp.argsort(ids, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(ids, order, axis=-1)
+    head = jnp.ones_like(ranked[..., :1], dtype=bool)
+    new = jnp.concatenate([head, ranked[..., 1:] != ranked[..., :-1]], axis=-1)
+    back = jnp.argsort(order, axis=-1)
+    return jnp.take_along_axis(new, back, axis=-1) & (ids >= 0)
+
+
+def pool(values: Array, axis_name: str) -> Array:
+    """Concatenates what every device of the mapped axis brought, in device order; differentiable.
+
+    Args:
+      values: [n, ...] this device's rows.
+      axis_name: the mapped axis.
+
+    Returns:
+      [devices · n, ...].
+    """
+    return jax.lax.all_gather(values, axis_name, axis=0, tiled=True)
+
+
+def is_positive(doc_ids: Array, positives: Array) -> Array:
+    """Which candidates are relevant to each query.
+
+    Args:
+      doc_ids: [b, n] or [n] int32, candidates; -1 pads.
+      positives: [b, G] int32, relevant documents of each query; -1 pads.
+
+    Returns:
+      [b, n] bool.
+    """
+    doc_ids = jnp.broadcast_to(doc_ids, (positives.shape[0], doc_ids.shape[-1]))
+    matches = doc_ids[:, :, None] == positives[:, None, :]
+    return jnp.any(matches & (positives >= 0)[:, None, :], axis=-1)

@@ -1,0 +1,219 @@
+"""Orbax checkpoints: parameters, optimizer state, config and data iterator in one, kept as latest and best.
+
+A run's folder holds
+
+    W/checkpoints/STEP/{params,opt_state,about}   written by Orbax, complete or absent
+    W/lists.npy                                   [N] int32, the frozen lists, written once
+
+Arrays are saved in natural shapes and restored as numpy, so that a checkpoint from 8 devices restores on 1.
+What evaluation and export need, `params` and `about`, is read without the optimizer's state or a config file.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from dvq_jax import files
+from dvq_jax.errors import InputError
+from dvq_jax.train_step import TrainState
+from dvq_jax.types import IndexParams
+
+_FOLDER = 'checkpoints'
+_LISTS = 'lists.npy'
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a checkpoint says about an index: all that evaluation and export need.
+
+    Attributes:
+      step: of the checkpoint.
+      params: the index, numpy arrays.
+      tower: the query tower's name.
+      tower_args: its hyperparameters.
+      tower_params: its parameters, numpy arrays; empty for the identity.
+      lists: [N] int32, the frozen lists, memory-mapped; None where documents go to the nearest list.
+      config: the training config.
+      dataset: path of the training dataset.
+      metrics: the dev metrics at that step.
+    """
+
+    step: int
+    params: IndexParams
+    tower: str
+    tower_args: dict[str, Any]
+    tower_params: dict[str, Any]
+    lists: np.ndarray | None
+    config: dict[str, Any]
+    dataset: str
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, and restores them to go on training.
+
+    Kept are step 0 (the index before training), the latest, and the best by the dev metric.
+
+    Args:
+      workdir: the run's folder.
+      metric: the dev metric that decides which is best; larger is better.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, metric: str):
+        keep = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.CustomSteps([0]),
+                preservation_policy.LatestN(1),
+                preservation_policy.BestN(n=1, get_metric_fn=lambda metrics: metrics[metric]),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, enable_async_checkpointing=False)
+        self._workdir = workdir
+        self._manager = ocp.CheckpointManager(files.make_folder(workdir / _FOLDER), options=options)
+
+    def latest(self) -> int | None:
+        """The latest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, *, about: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Writes a checkpoint of `state.step`; one of that step that exists already is kept as it is.
+
+        Args:
+          state: replicated over the devices.
+          about: what else the run needs to go on, and readers need to know; JSON.
+          metrics: on the dev queries.
+        """
+        host = jax.tree.map(np.asarray, state)
+        step = int(host.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(host.params),
+                opt_state=ocp.args.PyTreeSave(host.opt_state),
+                about=ocp.args.JsonSave({**about, 'metrics': metrics}),
+            ),
+            metrics=metrics,
+        )
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What was saved as `about` at a step."""
+        return _about(self._manager, step)
+
+    def restore(self, state: TrainState, step: int) -> TrainState:
+        """Reads a state back.
+
+        Args:
+          state: of the right structure; its values are not used.
+          step: to restore.
+
+        Returns:
+          The state, arrays on the host.
+        """
+        args = ocp.args.Composite(params=_as_numpy(state.params), opt_state=_as_numpy(state.opt_state))
+        restored = self._manager.restore(step, args=args)
+        return TrainState(
+            step=np.asarray(step, np.int32), params=restored['params'], opt_state=restored['opt_state']
+        )
+
+    def close(self) -> None:
+        """Ends the manager's threads."""
+        self._manager.close()
+
+
+def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+
+
+def _as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
+    kind = jax.tree.map(lambda _leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return ocp.args.PyTreeRestore(item=tree, restore_args=kind)
+
+
+def write_lists(workdir: pathlib.Path, lists: np.ndarray) -> str:
+    """Stores the frozen lists, [N] int32, beside the checkpoints; returns their SHA-256."""
+    with files.atomic_file(workdir / _LISTS) as aside, open(aside, 'wb') as file:
+        np.save(file, lists)
+    return files.sha256(workdir / _LISTS)
+
+
+def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
+    """The frozen lists, [N] int32, memory-mapped.
+
+    Args:
+      workdir: the run's folder.
+      digest: the SHA-256 that a checkpoint recorded.
+
+    Raises:
+      InputError: the file is missing, or not the one that the run was trained with.
+    """
+    path = workdir / _LISTS
+    if not path.is_file() or files.sha256(path) != digest:
+        raise InputError(f'{path}: missing or not the lists that this run was trained with; train again.')
+    return np.load(path, mmap_mode='r')
+
+
+def available_steps(workdir: pathlib.Path) -> list[int]:
+    """The complete checkpoints of a run, ascending; empty where there is none yet."""
+    folder = workdir / _FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(folder))
+
+
+def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
+    """Reads what a checkpoint says about an index; needs neither the config nor the devices of the run.
+
+    Args:
+      workdir: the run's folder.
+      step: 'latest', 'best' by the dev metric of the run, or a number.
+
+    Returns:
+      The trained index and query tower.
+
+    Raises:
+      InputError: no checkpoint there, or none of that step.
+
+    Example:
+      trained = load('W', 'best')
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    steps = available_steps(workdir)
+    if not steps:
+        raise InputError(f'{workdir}: holds no checkpoint; train with --workdir={workdir} first.')
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(workdir / _FOLDER, options=options) as manager:
+        if step == 'best':
+            number = max(steps, key=lambda one: (notes := _about(manager, one))['metrics'][notes['metric']])
+        else:
+            number = steps[-1] if step == 'latest' else _number(step)
+        if number not in steps:
+            raise InputError(f'{workdir}: has no checkpoint of step {step}; it has {steps}.')
+        args = ocp.args.Composite(params=ocp.args.PyTreeRestore(), about=ocp.args.JsonRestore())
+        restored = manager.restore(number, args=args)
+    params, notes = restored['params'], restored['about']
+    return Trained(
+        step=number,
+        params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),
+        tower=notes['config']['tower']['name'],
+        tower_args=notes['config']['tower']['args'],
+        tower_params=params.get('tower') or {},
+        lists=read_lists(workdir, notes['lists']) if notes['lists'] else None,
+        config=notes['config'],
+        dataset=notes['dataset'],
+        metrics=notes['metrics'],
+    )
+
+
+def _number(step: str | int) -> int:
+    try:
+        return int(step)
+    except ValueError as error:
+        raise InputError(f"step is {step!r}; use 'latest', 'best' or a number.") from error

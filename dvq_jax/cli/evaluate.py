@@ -1,0 +1,67 @@
+"""Measures a checkpoint, or each checkpoint of a running training.
+
+python -m dvq_jax.cli.evaluate --workdir=W --queries=q.npy --query_ids=q.tsv --qrels=q.txt --nprobe=1,10,100
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from dvq_jax import checkpoint, cli, evaluate, files
+from dvq_jax.dataset import open_dataset
+from dvq_jax.errors import InputError
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_STEP = flags.DEFINE_string('step', 'latest', "'latest', 'best' or a number.")
+_WATCH = flags.DEFINE_bool('watch', False, 'Measure each checkpoint as training writes it, until it ends.')
+_QUERIES = flags.DEFINE_string('queries', None, 'Query embeddings; the dataset\'s dev split without it.')
+_QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids: a .tsv, first column. Else row numbers.')
+_QRELS = flags.DEFINE_string('qrels', None, 'TREC qrels; without them agreement with the teacher alone.')
+_NPROBE = flags.DEFINE_list('nprobe', ['10'], 'Numbers of lists to probe.')
+_OUT = flags.DEFINE_string('out', None, 'Write the result here, as JSON.')
+_RUN_PREFIX = flags.DEFINE_string('run_prefix', None, 'Write TREC runs to PREFIX + nprobe + .trec.')
+flags.mark_flag_as_required('workdir')
+
+
+def _nprobe() -> list[int]:
+    try:
+        return [int(value) for value in _NPROBE.value]
+    except ValueError as error:
+        raise InputError(f'--nprobe={",".join(_NPROBE.value)}: give numbers, such as 1,10,100.') from error
+
+
+def _measure(step: str | int, nprobe: list[int], queries: evaluate.Queries | None) -> tuple[dict, evaluate.Queries]:
+    dataset = open_dataset(checkpoint.load(_WORKDIR.value, step).dataset)
+    if queries is None and _QUERIES.value is None:
+        queries = evaluate.held_out_queries(dataset)
+    elif queries is None:
+        queries = evaluate.read_queries(
+            _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
+        )
+    result = evaluate.evaluate_checkpoint(
+        _WORKDIR.value, step, nprobe=nprobe, dataset=dataset, queries=queries, run_prefix=_RUN_PREFIX.value
+    )
+    if _OUT.value:
+        with files.atomic_file(_OUT.value) as aside:
+            aside.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    return result, queries
+
+
+def main() -> dict:
+    """Measures one checkpoint, or follows a run and returns the last."""
+    nprobe = _nprobe()
+    if not _WATCH.value:
+        return _measure(_STEP.value, nprobe, None)[0]
+    queries, last = None, None
+    for step in evaluate.follow(_WORKDIR.value):
+        if last is not None:
+            print(json.dumps(last), flush=True)
+        last, queries = _measure(step, nprobe, queries)
+    if last is None:
+        raise InputError(f'{pathlib.Path(_WORKDIR.value)}: training ended without a checkpoint.')
+    return last
+
+
+if __name__ == '__main__':
+    cli.run(main)

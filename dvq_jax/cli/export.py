@@ -1,0 +1,88 @@
+"""Writes a trained index for a search engine.
+
+python -m dvq_jax.cli.export --workdir=W [--step=latest|best|N] --format=scann --out=INDEX \
+    [--reorder=none|float32|bfloat16|int8] [--lookup=auto|float|int8|lut16]
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+from dvq_jax import checkpoint, data, dataset, evaluate, files
+from dvq_jax.cli import run
+from dvq_jax.errors import InputError
+from dvq_jax.export.transform import Tower
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that train wrote.', required=True)
+_STEP = flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
+_FORMAT = flags.DEFINE_enum('format', 'scann', ['scann', 'faiss'], 'The search engine.')
+_REORDER = flags.DEFINE_enum(
+    'reorder',
+    'none',
+    ['none', 'float32', 'bfloat16', 'int8'],
+    'Vectors kept to re-score by; scann only.',
+)
+_LOOKUP = flags.DEFINE_enum(
+    'lookup',
+    'auto',
+    ['auto', 'float', 'int8', 'lut16'],
+    "How codes are scored: exactly, or by tables rounded to 8 bits; 'auto' is 'lut16' for 16 codewords and "
+    "else 'int8'; scann only.",
+)
+_DOCIDS_PICKLE = flags.DEFINE_bool(
+    'docids_pickle', False, "Also write scann_docids.pkl, from which ScaNN's own load_searcher takes ids."
+)
+_OUT = flags.DEFINE_string('out', None, 'The index: a folder to create.', required=True)
+
+
+def main() -> dict:
+    """Restores, encodes, writes; says what was written."""
+    begin = time.monotonic()
+    out = pathlib.Path(_OUT.value)
+    if out.exists():
+        raise InputError(f'{out}: exists already; remove it or give another --out.')
+    only_scann = (_REORDER.value, _LOOKUP.value, _DOCIDS_PICKLE.value) != ('none', 'auto', False)
+    if _FORMAT.value == 'faiss' and only_scann:
+        raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')
+    files.make_folder(out.parent)
+    trained = checkpoint.load(_WORKDIR.value, _STEP.value)
+    source = dataset.open_dataset(trained.dataset)
+    written = _write(
+        out,
+        corpus=source.corpus,
+        params=trained.params,
+        encoding=evaluate.encode_trained(trained, source.corpus),
+        doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
+        tower=Tower(trained.tower, trained.tower_args, trained.tower_params),
+        step=trained.step,
+        config=trained.config,
+    )
+    return {
+        'index': str(out),
+        'step': written.step,
+        'documents': written.documents,
+        'bytes': sum(file['bytes'] for file in written.files.values()),
+        'seconds': round(time.monotonic() - begin, 1),
+    }
+
+
+def _write(out, *, corpus, **arguments):
+    if _FORMAT.value == 'faiss':
+        from dvq_jax.export import faiss
+
+        return faiss.write(out, **arguments)
+    from dvq_jax.export import scann
+
+    return scann.write(
+        out,
+        corpus=corpus,
+        reorder=_REORDER.value,
+        lookup=None if _LOOKUP.value == 'auto' else _LOOKUP.value,
+        docids_pickle=_DOCIDS_PICKLE.value,
+        **arguments,
+    )
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,55 @@
+"""Searches an exported index and writes a TREC run; measures it where qrels are given.
+
+python -m dvq_jax.cli.search --index=INDEX --queries=q.npy --query_ids=q.tsv --k=100 --nprobe=10 \
+    --out=run.trec [--qrels=q.txt]
+"""
+
+import time
+
+from absl import flags
+
+import dvq_jax
+from dvq_jax import data, metrics
+from dvq_jax.cli import run
+
+_INDEX = flags.DEFINE_string('index', None, 'The index: a folder that export wrote.', required=True)
+_QUERIES = flags.DEFINE_string(
+    'queries', None, 'Query embeddings: .npy, .fvecs, .fbin or .parquet.', required=True
+)
+_QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids: a .tsv, first column. Else row numbers.')
+_QRELS = flags.DEFINE_string(
+    'qrels', None, 'Relevant documents of the queries, TREC format, to measure with.'
+)
+_K = flags.DEFINE_integer('k', 100, 'Documents for each query.')
+_NPROBE = flags.DEFINE_integer('nprobe', 10, 'Lists to search for each query.')
+_OUT = flags.DEFINE_string('out', None, 'The run: a file to write.', required=True)
+
+
+def main() -> dict:
+    """Opens, searches, writes; says where the run is, how long a query took, and how good it is."""
+    index = dvq_jax.open_index(_INDEX.value)
+    queries = data.open_embeddings(_QUERIES.value)
+    query_ids = data.read_ids(_QUERY_IDS.value, len(queries))
+    positives = data.read_qrels(_QRELS.value, query_ids, index.ids) if _QRELS.value else None
+    begin = time.monotonic()
+    scores, rows = index.search_rows(queries, k=_K.value, nprobe=_NPROBE.value)
+    seconds = time.monotonic() - begin
+    found = (rows >= 0).sum(axis=1)
+    docs = [names[:count].tolist() for names, count in zip(index.ids.take(rows), found, strict=True)]
+    scores = [values[:count].tolist() for values, count in zip(scores, found, strict=True)]
+    data.write_run(_OUT.value, query_ids=query_ids, doc_ids=docs, scores=scores)
+    result = {
+        'run': _OUT.value,
+        'queries': len(queries),
+        'nprobe': _NPROBE.value,
+        'ms_per_query': round(1000 * seconds / len(queries), 4),
+    }
+    if positives is None:
+        return result
+    names = [dict.fromkeys(index.ids.take(relevant), 1) for relevant in positives]
+    qrels = dict(zip(query_ids, names, strict=True))
+    return result | metrics.measure(qrels, metrics.to_run(query_ids, docs, scores))
+
+
+if __name__ == '__main__':
+    run(main)

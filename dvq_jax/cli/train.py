@@ -1,0 +1,31 @@
+"""Trains an index: `python -m dvq_jax.cli.train --config=configs/NAME.py --workdir=W [--config.x.y=value]`.
+
+On several processes give each one --coordinator, --num_processes and --process_id, or on a cluster that JAX
+knows (TPU pods, Slurm) --distributed alone.
+"""
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from dvq_jax import cli
+from dvq_jax.train import train
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints and metrics.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One of several processes, found by JAX itself.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main() -> dict:
+    """Joins the other processes, if any, and trains."""
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    return train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == '__main__':
+    cli.run(main)

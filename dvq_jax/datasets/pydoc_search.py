@@ -1,0 +1,268 @@
+"""Docstring to function retrieval over installed Python sources: *search the Python standard library*.
+
+The recipe is CodeSearchNet's (Husain et al., 2019, arXiv 1909.09436): a function's docstring is the query, the
+function without it is the document. Here:
+
+- a document is a function or a method (one nested in another is part of it); its text is its qualified name and
+  its code without any docstring, comments kept;
+- a query is the first paragraph of a docstring, of three words or more; functions that share a paragraph share
+  the query, and all of them are relevant to it;
+- left out: special methods (`__init__`, ...), whose names and docstrings say little of what they do, and bodies
+  that do nothing (`pass`, `...`, `raise NotImplementedError`).
+"""
+
+import ast
+import collections
+import hashlib
+import os
+import pathlib
+import re
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dvq_jax.errors import InputError
+
+# Nobody who searches a library wants these: tests, demos, an editor, tables of characters, and the build tools
+# and old grammars that left the standard library. Folders that are not packages (site-packages) are never read.
+SKIPPED = frozenset({
+    '__pycache__', '__phello__', 'test', 'tests', 'idlelib', 'turtledemo', 'pydoc_data', 'encodings', 'ensurepip',
+    'distutils', 'lib2to3',
+})  # fmt: skip
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DOCUMENTED = (ast.ClassDef, *_FUNCTIONS)
+_SPECIAL = re.compile(r'__\w+__')
+_SHORTEST_QUERY = 3
+# In the text of a document the name counts as much as three mentions in the code.
+_NAME_REPEATS = 3
+_DEV_SHARE = 5
+
+
+class Function(NamedTuple):
+    """One function or method.
+
+    Attributes:
+      name: its qualified name, module.Class.method; unique: a re-definition is 'name:2', 'name:3', ...
+      path: its file, relative to the source root.
+      line: the line of its `def`, from 1.
+      code: its source without docstrings, decorators included.
+      summary: its docstring's first paragraph on one line, or ''.
+    """
+
+    name: str
+    path: str
+    line: int
+    code: str
+    summary: str
+
+    @property
+    def text(self) -> str:
+        """What is embedded: the qualified name and the code."""
+        return f'{self.name} ' * _NAME_REPEATS + self.code
+
+
+class Query(NamedTuple):
+    """A docstring's first paragraph and the functions that it describes.
+
+    Attributes:
+      id: the name of the first function.
+      text: the paragraph.
+      rows: the rows of all its functions, at least one, ascending.
+    """
+
+    id: str
+    text: str
+    rows: tuple[int, ...]
+
+
+def standard_library() -> pathlib.Path:
+    """The folder of the running interpreter's own library."""
+    return pathlib.Path(sysconfig.get_path('stdlib'))
+
+
+def source_files(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The modules under a root, `SKIPPED` folders aside, in the order of their paths."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name.isidentifier() and name not in SKIPPED)
+        for name in sorted(names):
+            if name.endswith('.py') and name.removesuffix('.py').isidentifier():
+                yield pathlib.Path(folder, name)
+
+
+def module_name(path: pathlib.PurePath) -> str:
+    """The dotted name of a module from its path relative to the root: json/__init__.py is json."""
+    parts = path.with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' and len(parts) > 1 else parts)
+
+
+def first_paragraph(docstring: str) -> str:
+    """The text before the first blank line, on one line."""
+    return ' '.join(re.split(r'\n\s*\n', docstring.strip(), maxsplit=1)[0].split())
+
+
+def _docstring(node: ast.AST) -> ast.Constant | None:
+    """The constant that is the docstring of a class or function, where it has one."""
+    first = node.body[0] if isinstance(node, _DOCUMENTED) else None
+    constant = first.value if isinstance(first, ast.Expr) else None
+    return constant if isinstance(constant, ast.Constant) and isinstance(constant.value, str) else None
+
+
+def _does_nothing(node: ast.FunctionDef) -> bool:
+    def empty(statement: ast.stmt) -> bool:
+        if isinstance(statement, ast.Raise):
+            return 'NotImplemented' in ast.unparse(statement)
+        constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        return constant or isinstance(statement, ast.Pass)
+
+    return all(empty(statement) for statement in node.body)
+
+
+def _code(lines: Sequence[bytes], node: ast.FunctionDef) -> str:
+    """The source of a function without the docstrings in it: its own and those of what is nested.
+
+    The lines are bytes because `ast` counts columns in UTF-8 bytes.
+    """
+    start = min(part.lineno for part in (node, *node.decorator_list)) - 1
+    kept = list(lines[start : node.end_lineno])
+    for text in filter(None, map(_docstring, ast.walk(node))):
+        first, last = text.lineno - 1 - start, text.end_lineno - 1 - start
+        around = kept[first][: text.col_offset] + kept[last][text.end_col_offset :]
+        kept[first : last + 1] = [around] + [b''] * (last - first)
+    return b'\n'.join(line for line in kept if line.strip()).decode()
+
+
+def _definitions(body: Sequence[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions and methods with their qualified names, also those under `if`, `try` and `with`."""
+    for node in body:
+        if isinstance(node, _FUNCTIONS):
+            yield f'{prefix}.{node.name}', node
+        elif isinstance(node, ast.ClassDef):
+            yield from _definitions(node.body, f'{prefix}.{node.name}')
+        else:
+            for field in ('body', 'handlers', 'orelse', 'finalbody'):
+                yield from _definitions(getattr(node, field, ()), prefix)
+
+
+def parse(source: str, *, module: str, path: str) -> list[Function]:
+    """The documents of one module; names may still repeat.
+
+    Args:
+      source: the module's text.
+      module: its dotted name.
+      path: what `Function.path` shall say.
+
+    Returns:
+      Its functions and methods in the order of their definition.
+
+    Raises:
+      SyntaxError, ValueError: the source is not Python that the running interpreter understands.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        tree = ast.parse(source)
+    lines = source.encode().split(b'\n')
+    functions = []
+    for name, node in _definitions(tree.body, module):
+        if _SPECIAL.fullmatch(node.name) or _does_nothing(node):
+            continue
+        docstring = _docstring(node)
+        functions.append(
+            Function(
+                name=name,
+                path=path,
+                line=node.lineno,
+                code=_code(lines, node),
+                summary=first_paragraph(docstring.value) if docstring else '',
+            )
+        )
+    return functions
+
+
+def read(roots: Sequence[str | os.PathLike]) -> tuple[list[Function], int]:
+    """Reads the functions under some source roots.
+
+    Args:
+      roots: folders of modules and packages, as on `sys.path`; a package itself is a root too.
+
+    Returns:
+      The functions with unique names, in the order of roots, paths and definitions; and how many files were
+      skipped because they could not be read, decoded or parsed.
+
+    Raises:
+      InputError: a root is not a folder, or no function was found.
+    """
+    functions, skipped, seen = [], 0, collections.Counter()
+    for root in map(pathlib.Path, roots):
+        if not root.is_dir():
+            raise InputError(f'--source={root}: not a folder; give a folder of Python sources.')
+        root = root.resolve()
+        base = root.parent if (root / '__init__.py').exists() else root
+        for file in source_files(root):
+            path = file.relative_to(base)
+            try:
+                with tokenize.open(file) as stream:
+                    found = parse(stream.read(), module=module_name(path), path=path.as_posix())
+            except (OSError, SyntaxError, ValueError):
+                skipped += 1
+                continue
+            for function in found:
+                seen[function.name] += 1
+                count = seen[function.name]
+                functions.append(function if count == 1 else function._replace(name=f'{function.name}:{count}'))
+    if not functions:
+        raise InputError(f'--source={roots[0]}: no Python function found; give a folder of Python sources.')
+    return functions, skipped
+
+
+def split_queries(functions: Sequence[Function]) -> tuple[list[Query], list[Query]]:
+    """The queries, split by a hash of their ids: four fifths to train, one fifth to measure.
+
+    Args:
+      functions: the documents, in row order.
+
+    Returns:
+      Training queries and dev queries, each in the order of their first function.
+    """
+    rows_by_text: dict[str, list[int]] = {}
+    for row, function in enumerate(functions):
+        if len(function.summary.split()) >= _SHORTEST_QUERY:
+            rows_by_text.setdefault(function.summary, []).append(row)
+    train, dev = [], []
+    for text, rows in rows_by_text.items():
+        name = functions[rows[0]].name
+        drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') % _DEV_SHARE == 0
+        (dev if drawn else train).append(Query(id=name, text=text, rows=tuple(rows)))
+    return train, dev
+
+
+def dense_metrics(
+    queries: np.ndarray,
+    docs: np.ndarray,
+    relevant: Sequence[Sequence[int]],
+    *,
+    block: int = 512,
+) -> dict[str, float]:
+    """Exact search by inner product, measured: MRR@10, R@10, R@100, under ir_measures' names.
+
+    Args:
+      queries: [Q, D] float32.
+      docs: [N, D] float32.
+      relevant: the relevant rows of each query, at least one.
+      block: queries scored at a time.
+
+    Returns:
+      {'RR@10': .., 'R@10': .., 'R@100': ..}, means over the queries.
+    """
+    sums = np.zeros(3)
+    for begin in range(0, len(queries), block):
+        scores_qn = queries[begin : begin + block] @ docs.T
+        tops = np.argsort(-scores_qn, axis=1, kind='stable')[:, :100]
+        for top, rows in zip(tops, relevant[begin : begin + block], strict=True):
+            hits = np.isin(top, rows)
+            rank = int(np.argmax(hits)) + 1 if hits[:10].any() else np.inf
+            sums += 1 / rank, hits[:10].sum() / len(rows), hits.sum() / len(rows)
+    return dict(zip(('RR@10', 'R@10', 'R@100'), (sums / len(queries)).tolist(), strict=True))

@@ -1,0 +1,241 @@
+"""How good an index is: encode the corpus, search the probed lists, measure against qrels and the teacher."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dvq_jax import checkpoint, metrics, search, towers
+from dvq_jax.corpus import encode_corpus
+from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
+from dvq_jax.dataset import Dataset
+from dvq_jax.errors import InputError
+from dvq_jax.teacher import mine
+from dvq_jax.types import Encoding, IndexParams
+
+DEPTH = 100
+DONE = 'done.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Queries to evaluate on.
+
+    Attributes:
+      ids: Q query ids.
+      embeddings: [Q, D] float32, the teacher's.
+      positives: for each query, its relevant rows of the corpus, [any] int32; None without labels.
+      teacher: [Q, ≤100] int32, the teacher's rows, best first.
+      doc_ids: N ids of the corpus, in row order.
+    """
+
+    ids: Sequence[str]
+    embeddings: np.ndarray
+    positives: Sequence[np.ndarray] | None
+    teacher: np.ndarray
+    doc_ids: Sequence[str]
+
+
+def held_out_queries(dataset: Dataset) -> Queries:
+    """The dev split of a training dataset.
+
+    Args:
+      dataset: from `open_dataset`.
+
+    Returns:
+      Its queries; positives are None where no query has any.
+
+    Raises:
+      InputError: the dataset holds none out.
+    """
+    examples = list(dataset.dev)
+    if not examples:
+        raise InputError(f'{dataset.folder}: holds no dev queries; prepare it with --dev_queries above 0.')
+    positives = [example['positives'] for example in examples]
+    return Queries(
+        ids=[example['query_id'] for example in examples],
+        embeddings=np.stack([example['embedding'] for example in examples]),
+        positives=positives if any(map(len, positives)) else None,
+        teacher=np.stack([example['topk_ids'] for example in examples])[:, :DEPTH],
+        doc_ids=read_ids(None, len(dataset.corpus)),
+    )
+
+
+def read_queries(path: str, *, query_ids: str | None, qrels: str | None, dataset: Dataset) -> Queries:
+    """Queries from files, and the teacher's Top-100 for them.
+
+    Args:
+      path: embeddings, [Q, D].
+      query_ids: their ids; None numbers them.
+      qrels: TREC qrels; None evaluates agreement with the teacher only.
+      dataset: whose corpus is searched.
+
+    Returns:
+      The queries.
+
+    Raises:
+      InputError: a file that cannot be read, or dimensions that differ.
+    """
+    embeddings = open_embeddings(path)
+    check_finite(embeddings, path)
+    check_same_dim(dataset.corpus, embeddings, path)
+    ids = read_ids(query_ids, len(embeddings))
+    doc_ids = read_ids(dataset.doc_ids_path, len(dataset.corpus))
+    positives = read_qrels(qrels, ids, doc_ids) if qrels else None
+    teacher, _ = mine(dataset.corpus, embeddings, min(DEPTH, len(dataset.corpus)))
+    return Queries(
+        ids=ids,
+        embeddings=np.asarray(embeddings, np.float32),
+        positives=positives,
+        teacher=teacher,
+        doc_ids=doc_ids,
+    )
+
+
+def evaluate_index(
+    params: IndexParams,
+    encoding: Encoding,
+    queries: Queries,
+    *,
+    transformed: np.ndarray,
+    nprobe: Sequence[int],
+    run_prefix: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Searches the probed lists for every query, for each nprobe.
+
+    Args:
+      params: the index.
+      encoding: the corpus.
+      queries: what is judged.
+      transformed: [Q, D] float32, the queries after the tower.
+      nprobe: the numbers of lists to probe.
+      run_prefix: write the run of each nprobe to `{run_prefix}{nprobe}.trec`.
+
+    Returns:
+      nprobe as text -> `metrics.NAMES` (with labels), 'teacher@10', 'teacher@100' (the share of the
+      teacher's Top-k found), 'docs_scanned' (mean over queries) and 'ms_per_query' of the reference search.
+
+    Raises:
+      InputError: an nprobe that is not in [1, L].
+    """
+    inverted = search.invert(encoding, len(params.centroids))
+    results = {}
+    for lists in nprobe:
+        start = time.perf_counter()
+        scores, rows = search.search(params, inverted, transformed, k=DEPTH, nprobe=lists)
+        seconds = time.perf_counter() - start
+        found = [[queries.doc_ids[row] for row in query if row >= 0] for query in rows]
+        if run_prefix is not None:
+            kept = [values[: len(docs)] for values, docs in zip(scores, found, strict=True)]
+            write_run(f'{run_prefix}{lists}.trec', query_ids=queries.ids, doc_ids=found, scores=kept)
+        values = {} if queries.positives is None else _judge(queries, found, scores)
+        scanned = search.documents_scanned(params, inverted, transformed, nprobe=lists)
+        results[str(lists)] = {
+            **values,
+            'teacher@10': metrics.teacher_agreement(rows, queries.teacher, 10),
+            'teacher@100': metrics.teacher_agreement(rows, queries.teacher, 100),
+            'docs_scanned': float(np.mean(scanned)),
+            'ms_per_query': 1000 * seconds / len(rows),
+        }
+    return results
+
+
+def _judge(queries: Queries, found: Sequence[Sequence[str]], scores: np.ndarray) -> dict[str, float]:
+    qrels = {
+        query: {queries.doc_ids[row]: 1 for row in rows}
+        for query, rows in zip(queries.ids, queries.positives, strict=True)
+    }
+    return metrics.measure(qrels, metrics.to_run(queries.ids, found, scores))
+
+
+def encode_trained(trained: checkpoint.Trained, corpus: np.ndarray) -> Encoding:
+    """Encodes the corpus as the checkpoint's run does: in its frozen lists, or in the nearest ones.
+
+    Args:
+      trained: from `checkpoint.load`.
+      corpus: [N, D] float, the corpus of its dataset.
+
+    Returns:
+      The encoding, on the host.
+    """
+    return encode_corpus(trained.params, corpus, trained.lists)
+
+
+def transform_queries(trained: checkpoint.Trained, queries: np.ndarray) -> np.ndarray:
+    """Applies the checkpoint's query tower: [Q, D] float to [Q, D] float32."""
+    tower = towers.build(trained.tower, **trained.tower_args)
+    return np.asarray(tower.apply({'params': trained.tower_params}, np.asarray(queries, np.float32)))
+
+
+def evaluate_checkpoint(
+    workdir: str,
+    step: str | int,
+    *,
+    nprobe: Sequence[int],
+    dataset: Dataset,
+    queries: Queries,
+    run_prefix: str | None = None,
+) -> dict[str, Any]:
+    """Restores a checkpoint, encodes the corpus, searches and measures.
+
+    Args:
+      workdir: the run's folder.
+      step: 'latest', 'best' or a number.
+      nprobe: the numbers of lists to probe.
+      dataset: the run's dataset.
+      queries: what is judged.
+      run_prefix: see `evaluate_index`.
+
+    Returns:
+      'nprobe' (see `evaluate_index`), 'step', 'bytes_per_document' (codes alone) and 'documents'.
+
+    Raises:
+      InputError: no such checkpoint, or an nprobe that is not in [1, L].
+    """
+    trained = checkpoint.load(workdir, step)
+    for lists in nprobe:
+        search.check_nprobe(lists, len(trained.params.centroids))
+    encoding = encode_trained(trained, dataset.corpus)
+    results = evaluate_index(
+        trained.params,
+        encoding,
+        queries,
+        transformed=transform_queries(trained, queries.embeddings),
+        nprobe=nprobe,
+        run_prefix=run_prefix,
+    )
+    bits = int(np.ceil(np.log2(trained.params.codebooks.shape[1])))
+    return {
+        'nprobe': results,
+        'step': trained.step,
+        'bytes_per_document': trained.params.codebooks.shape[0] * bits / 8,
+        'documents': len(dataset.corpus),
+    }
+
+
+def follow(workdir: str, *, poll: float = 2.0) -> Iterator[int]:
+    """Yields each checkpoint of a running training as it appears, and ends with the training.
+
+    A step that training has already replaced by a later one is skipped.
+
+    Args:
+      workdir: the run's folder; may not hold a checkpoint yet.
+      poll: seconds between two looks.
+
+    Yields:
+      Steps, ascending.
+    """
+    last = -1
+    while True:
+        ended = (Path(workdir) / DONE).exists()
+        fresh = [step for step in checkpoint.available_steps(Path(workdir)) if step > last]
+        if fresh:
+            last = fresh[0]
+            yield last
+        elif ended:
+            return
+        else:
+            time.sleep(poll)

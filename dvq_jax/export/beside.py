@@ -1,0 +1,77 @@
+"""What every index folder carries beside the engine's own files: ids, query transform, manifest."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from dvq_jax.export import ids, manifest, transform
+from dvq_jax.export.manifest import Manifest
+from dvq_jax.export.transform import Tower
+from dvq_jax.types import Encoding, IndexParams
+
+NAMES = (ids.NAME, transform.NAME)
+
+
+def on_host(params: IndexParams, encoding: Encoding) -> tuple[IndexParams, Encoding]:
+    """Parameters and encoded documents as numpy arrays of the types that are stored."""
+    arrays = (params.centroids, params.codebooks, params.rotation)
+    lists, codes = np.asarray(encoding.lists, np.int32), np.asarray(encoding.codes, np.uint8)
+    return IndexParams(*(np.asarray(x, np.float32) for x in arrays)), Encoding(lists=lists, codes=codes)
+
+
+def write(
+    folder: pathlib.Path,
+    *,
+    engine: str,
+    engine_version: str,
+    params: IndexParams,
+    encoding: Encoding,
+    doc_ids: Iterable[str],
+    tower: Tower,
+    lookup: str,
+    reorder: str,
+    step: int,
+    config: dict[str, Any] | None,
+) -> Manifest:
+    """Completes an index folder; the manifest, written last, lists all that is in it.
+
+    Args:
+      folder: the folder, with the engine's files in it.
+      engine: 'scann' or 'faiss'.
+      engine_version: of its package.
+      params: the index.
+      encoding: N documents.
+      doc_ids: N ids, in row order; may be a generator.
+      tower: the query tower.
+      lookup: how the engine scores codes.
+      reorder: the vectors kept for exact re-scoring.
+      step: the training step.
+      config: the training config, to be hashed.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: an id with a line break, or not N ids.
+    """
+    ids.write(folder / ids.NAME, doc_ids, count=len(encoding.lists))
+    transform.write(folder / transform.NAME, rotation=params.rotation, tower=tower)
+    (lists, dim), (books, codewords, _) = params.centroids.shape, params.codebooks.shape
+    return manifest.write(
+        folder,
+        packages={engine: engine_version},
+        engine=engine,
+        documents=len(encoding.lists),
+        dim=dim,
+        lists=lists,
+        books=books,
+        codewords=codewords,
+        lookup=lookup,
+        reorder=reorder,
+        tower=tower.name,
+        tower_args=dict(tower.args),
+        step=step,
+        config_sha256=manifest.config_hash(config or {}),
+    )

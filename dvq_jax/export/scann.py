@@ -1,0 +1,392 @@
+"""The ScaNN index directory, written from learned parameters without ScaNN ever training.
+
+`scann.scann_ops_pybind.load_searcher(folder)` opens it as one of its own. It scores ⟨ṽ, v̂ + û⟩, for queries
+that went through the query transform (see `transform`), in the P lists of the largest ⟨ṽ, v̂⟩.
+
+    scann_config.pb            ScannConfig
+    serialized_partitioner.pb  centroids, a tree of one level
+    ah_codebook.pb             codebooks
+    datapoint_to_token.npy     int32 [N], the lists
+    hashed_dataset.npy         uint8 [N, M], the codes, one a byte also where K is 16
+    scann_assets.pbtxt         which of the files is what
+    dataset.npy                float32 [N, D]: documents, rotated, for reordering; or
+    bfloat16_dataset.npy       int16 [N, D], the bits of bfloat16; or
+    int8_dataset.npy           int8 [N, D], with int8_multipliers.npy [D] and dp_norms.npy (empty)
+"""
+
+import importlib.metadata
+import math
+import os
+import pathlib
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from scann.partitioning import partitioner_pb2
+from scann.proto import centers_pb2, hash_pb2, scann_pb2
+from scann.scann_ops.py import scann_ops_pybind
+
+from dvq_jax import files
+from dvq_jax.errors import InputError
+from dvq_jax.export import beside, manifest
+from dvq_jax.export.manifest import Manifest
+from dvq_jax.export.transform import Tower
+from dvq_jax.export.verify import verify
+from dvq_jax.progress import Progress
+from dvq_jax.types import Encoding, IndexParams
+
+Lookup = Literal['float', 'int8', 'lut16']
+Reorder = Literal['none', 'float32', 'bfloat16', 'int8']
+
+CONFIG, PARTITIONER, CODEBOOK = 'scann_config.pb', 'serialized_partitioner.pb', 'ah_codebook.pb'
+LISTS, CODES, ASSETS = 'datapoint_to_token.npy', 'hashed_dataset.npy', 'scann_assets.pbtxt'
+LOOKUPS = {'float': 'FLOAT', 'int8': 'INT8', 'lut16': 'INT8_LUT16'}
+REORDERS = {
+    'none': {},
+    'float32': {'dataset.npy': 'DATASET_NPY'},
+    'bfloat16': {'bfloat16_dataset.npy': 'BF16_DATASET_NPY'},
+    'int8': {
+        'int8_dataset.npy': 'INT8_DATASET_NPY',
+        'int8_multipliers.npy': 'INT8_MULTIPLIERS_NPY',
+        'dp_norms.npy': 'INT8_NORMS_NPY',
+    },
+}
+# How many candidates, for each document wanted, are scored exactly where the index reorders.
+_REORDER_FACTOR = 10
+_BLOCK = 8192
+
+
+def write(
+    out: str | os.PathLike,
+    *,
+    params: IndexParams,
+    encoding: Encoding,
+    doc_ids: Iterable[str],
+    tower: Tower | None = None,
+    corpus: np.ndarray | None = None,
+    reorder: Reorder = 'none',
+    lookup: Lookup | None = None,
+    nprobe: int = 10,
+    k: int = 100,
+    step: int = 0,
+    config: dict[str, Any] | None = None,
+    docids_pickle: bool = False,
+) -> Manifest:
+    """Writes an index folder that ScaNN and `dvq_jax.open_index` open.
+
+    It is written aside, opened, held against the reference search, and renamed. Its bytes depend on the
+    arguments and the installed packages alone.
+
+    Example:
+      scann.write('INDEX', params=params, encoding=encoding, doc_ids=ids)
+
+    Args:
+      out: the folder to create.
+      params: the index.
+      encoding: N documents.
+      doc_ids: N ids, in row order; may be a generator.
+      tower: the query tower; None is the identity.
+      corpus: [N, D] float, in the caller's space, may be memory-mapped; read where the index reorders.
+      reorder: the vectors to keep for exact re-scoring of the best candidates.
+      lookup: how codes are scored: 'float' (exact), 'int8' (tables rounded to 8 bits) or 'lut16' (the same
+        for 16 codewords, the fastest). None takes 'lut16' where K is 16, else 'int8'.
+      nprobe: P for a searcher that is not told.
+      k: documents for a searcher that is not told.
+      step: the training step, for the manifest.
+      config: the training config, for the manifest, which keeps its hash.
+      docids_pickle: also write `scann_docids.pkl`, so that ScaNN's own `load_searcher` answers with ids. A
+        pickle can run code when it is loaded; this package never loads it.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: arguments that do not fit each other, or `out` exists or cannot be written.
+      MismatchError: ScaNN does not search what was written as the reference does.
+    """
+    params, encoding = beside.on_host(params, encoding)
+    lookup = lookup or ('lut16' if params.codebooks.shape[1] == 16 else 'int8')
+    corpus = None if reorder == 'none' else corpus
+    _check_arguments(params, encoding, lookup=lookup, reorder=reorder, corpus=corpus)
+    nprobe = min(nprobe, len(params.centroids))
+    with files.atomic_folder(out) as folder:
+        shapes = (params.centroids.shape, params.codebooks.shape)
+        _write_proto(folder / CONFIG, _config(*shapes, lookup=lookup, reorder=reorder, nprobe=nprobe, k=k))
+        _write_proto(folder / PARTITIONER, _partitioner(params.centroids))
+        _write_proto(folder / CODEBOOK, _codebook(params.codebooks))
+        np.save(folder / LISTS, encoding.lists)
+        np.save(folder / CODES, encoding.codes)
+        (folder / ASSETS).write_text(_assets(reorder), encoding='utf-8')
+        rounding = None if corpus is None else _write_vectors(folder, corpus, params.rotation, reorder)
+        if docids_pickle:
+            doc_ids = list(doc_ids)
+            (folder / 'scann_docids.pkl').write_bytes(pickle.dumps(doc_ids, protocol=4))
+        written = beside.write(
+            folder,
+            engine='scann',
+            engine_version=importlib.metadata.version('scann'),
+            params=params,
+            encoding=encoding,
+            doc_ids=doc_ids,
+            tower=tower or Tower(),
+            lookup=lookup,
+            reorder=reorder,
+            step=step,
+            config=config,
+        )
+        verify(
+            open_engine(folder, written, reorder_factor=1),
+            params=params,
+            encoding=encoding,
+            lookup=lookup,
+            corpus=corpus,
+            rounding=rounding,
+            nprobe=nprobe,
+        )
+    return written
+
+
+def _check_arguments(params: IndexParams, encoding: Encoding, *, lookup: str, reorder: str, corpus) -> None:
+    codewords, shape = params.codebooks.shape[1], (len(encoding.lists), params.rotation.shape[0])
+    if lookup not in LOOKUPS:
+        raise InputError(f'lookup {lookup!r} is unknown; use one of {", ".join(LOOKUPS)}.')
+    if reorder not in REORDERS:
+        raise InputError(f'reorder {reorder!r} is unknown; use one of {", ".join(REORDERS)}.')
+    if lookup == 'lut16' and codewords != 16:
+        raise InputError(
+            f"lookup 'lut16' takes 16 codewords a codebook and these have {codewords}; use 'int8'."
+        )
+    if reorder != 'none' and (corpus is None or corpus.shape != shape):
+        found = 'none is given' if corpus is None else f'this one is {corpus.shape}'
+        raise InputError(f'reorder {reorder!r} takes the encoded corpus, of shape {shape}, and {found}.')
+
+
+def _config(
+    centroids: tuple[int, int],
+    codebooks: tuple[int, int, int],
+    *,
+    lookup: str,
+    reorder: str,
+    nprobe: int,
+    k: int,
+) -> scann_pb2.ScannConfig:
+    (lists, dim), (books, codewords, width) = centroids, codebooks
+    config = scann_pb2.ScannConfig(num_neighbors=k)
+    config.distance_measure.distance_measure = 'DotProductDistance'
+    tree = config.partitioning
+    tree.num_children = lists
+    tree.partitioning_distance.distance_measure = 'SquaredL2Distance'
+    tree.query_spilling.spilling_type = tree.query_spilling.FIXED_NUMBER_OF_CENTERS
+    tree.query_spilling.max_spill_centers = nprobe
+    tree.query_tokenization_distance_override.distance_measure = 'DotProductDistance'
+    tree.query_tokenization_type = tree.FLOAT
+    hasher = config.hash.asymmetric_hash
+    hasher.projection.projection_type = hasher.projection.CHUNK
+    hasher.projection.input_dim = dim
+    hasher.projection.num_blocks = books
+    hasher.projection.num_dims_per_block = width
+    hasher.num_clusters_per_block = codewords
+    hasher.quantization_distance.distance_measure = 'SquaredL2Distance'
+    hasher.lookup_type = hash_pb2.AsymmetricHasherConfig.LookupType.Value(LOOKUPS[lookup])
+    hasher.use_residual_quantization = True
+    rounding = hasher.fixed_point_lut_conversion_options
+    rounding.float_to_int_conversion_method = rounding.ROUND
+    # One top-k over all probed lists sums 8-bit entries in 16 bits, which hold 256 of them.
+    hasher.use_global_topn = lookup == 'lut16' and books <= 256
+    if reorder != 'none':
+        config.exact_reordering.approx_num_neighbors = _REORDER_FACTOR * k
+    if reorder == 'int8':
+        config.exact_reordering.fixed_point.enabled = True
+    if reorder == 'bfloat16':
+        config.exact_reordering.bfloat16.enabled = True
+    return config
+
+
+def _partitioner(centroids: np.ndarray) -> partitioner_pb2.SerializedPartitioner:
+    tree = partitioner_pb2.SerializedPartitioner(n_tokens=len(centroids))
+    root = tree.kmeans.kmeans_tree.root
+    root.leaf_id = -1
+    for leaf, centroid in enumerate(centroids):
+        root.centers.add().dimension.extend(centroid.tolist())
+        root.children.add().leaf_id = leaf
+    return tree
+
+
+def _codebook(codebooks: np.ndarray) -> centers_pb2.CentersForAllSubspaces:
+    centers = centers_pb2.CentersForAllSubspaces()
+    for book in codebooks:
+        subspace = centers.subspace_centers.add()
+        for codeword in book:
+            center = subspace.center.add()
+            center.feature_type = center.FLOAT
+            center.feature_value_float.extend(codeword.tolist())
+    return centers
+
+
+def _write_proto(path: pathlib.Path, message: Message) -> None:
+    path.write_bytes(message.SerializeToString(deterministic=True))
+
+
+def _asset_kinds(reorder: str) -> dict[str, str]:
+    return {
+        CODEBOOK: 'AH_CENTERS',
+        PARTITIONER: 'PARTITIONER',
+        LISTS: 'TOKENIZATION_NPY',
+        CODES: 'AH_DATASET_NPY',
+        **REORDERS[reorder],
+    }
+
+
+def _assets(reorder: str) -> str:
+    entry = 'assets {{\n  asset_type: {kind}\n  asset_path: "{name}"\n}}\n'
+    return ''.join(entry.format(kind=kind, name=name) for name, kind in _asset_kinds(reorder).items())
+
+
+def _write_vectors(
+    folder: pathlib.Path, corpus: np.ndarray, rotation: np.ndarray, reorder: str
+) -> np.ndarray:
+    """Writes the documents, rotated, block by block; returns [D], how far a stored number may be off."""
+    passes = 2 if reorder == 'int8' else 1
+    progress = Progress('vectors for reordering', total=passes * len(corpus), unit='documents')
+    largest = np.zeros(corpus.shape[1], np.float32)
+
+    def rotated_blocks():
+        for start in range(0, len(corpus), _BLOCK):
+            block = np.asarray(corpus[start : start + _BLOCK], np.float32) @ rotation
+            np.maximum(largest, np.abs(block).max(axis=0), out=largest)
+            progress.add(len(block))
+            yield start, block
+
+    if reorder == 'int8':
+        for _ in rotated_blocks():
+            pass
+    multipliers = (127 / np.where(largest > 0, largest, 1)).astype(np.float32)
+    kind = {'float32': np.float32, 'bfloat16': np.int16, 'int8': np.int8}[reorder]
+    name = next(iter(REORDERS[reorder]))
+    stored = np.lib.format.open_memmap(folder / name, mode='w+', dtype=kind, shape=corpus.shape)
+    for start, block in rotated_blocks():
+        if reorder == 'bfloat16':
+            block = block.astype(ml_dtypes.bfloat16).view(np.int16)
+        elif reorder == 'int8':
+            block = np.rint(block * multipliers)
+        stored[start : start + _BLOCK] = block
+    stored.flush()
+    progress.done()
+    if reorder == 'int8':
+        np.save(folder / 'int8_multipliers.npy', multipliers)
+        np.save(folder / 'dp_norms.npy', np.empty(0, np.float32))
+    return {'float32': 0 * largest, 'bfloat16': largest * 2**-8, 'int8': 0.5 / multipliers}[reorder]
+
+
+def names(stated: Manifest) -> tuple[str, ...]:
+    """The files that `open_engine` opens."""
+    return (CONFIG, *_asset_kinds(stated.reorder))
+
+
+def open_engine(
+    folder: str | os.PathLike, stated: Manifest, *, reorder_factor: int = _REORDER_FACTOR
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Opens an index folder with ScaNN, after `manifest.check` of its files.
+
+    Nothing in the folder is trusted: `scann_docids.pkl` is never read, ScaNN is told its files' names here
+    and not by `scann_assets.pbtxt`, and it gets only a config, shapes and values that `write` could have
+    written: on others it aborts the process, or reads where it should not.
+
+    Args:
+      folder: the index folder.
+      stated: its manifest.
+      reorder_factor: how many candidates are scored exactly for each document wanted, where it reorders.
+
+    Returns:
+      A function (rotated [q, D] float32, *, k, nprobe) -> (scores [q, k] float32, rows [q, k] int32), best
+      first, padded with -inf and -1. q is at least 1.
+
+    Raises:
+      InputError: the files are not such an index.
+    """
+    folder = pathlib.Path(folder)
+    _check_files(folder, stated)
+    searcher = scann_ops_pybind.ScannSearcher(
+        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(stated.reorder))
+    )
+
+    reorders = stated.reorder != 'none'
+
+    def search(rotated: np.ndarray, *, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+        found = min(k, stated.documents)
+        many = searcher.search_batched_parallel if len(rotated) > 1 else searcher.search_batched
+        scores = np.full((len(rotated), k), -np.inf, np.float32)
+        rows = np.full((len(rotated), k), -1, np.int32)
+        best, values = many(
+            rotated,
+            final_num_neighbors=found,
+            pre_reorder_num_neighbors=min(reorder_factor * found, stated.documents) if reorders else None,
+            leaves_to_search=min(nprobe, stated.lists),
+        )
+        # Fewer documents in the probed lists than wanted: ScaNN pads with row 0 and NaN.
+        real = ~np.isnan(values)
+        scores[:, :found][real], rows[:, :found][real] = values[real], best[real]
+        return scores, rows
+
+    return search
+
+
+def _check_files(folder: pathlib.Path, stated: Manifest) -> None:
+    """Checks that ScaNN gets what `write` writes: it trusts sizes and list numbers in its files."""
+    lists, books, codewords, dim = stated.lists, stated.books, stated.codewords, stated.dim
+    width = dim // books
+    config = _parse(folder / CONFIG, scann_pb2.ScannConfig())
+    nprobe, k = config.partitioning.query_spilling.max_spill_centers, config.num_neighbors
+    choices = {'lookup': stated.lookup, 'reorder': stated.reorder, 'nprobe': nprobe, 'k': k}
+    _require(folder / CONFIG, config == _config((lists, dim), (books, codewords, width), **choices))
+    tree = _parse(folder / PARTITIONER, partitioner_pb2.SerializedPartitioner())
+    centroids = [center.dimension for center in tree.kmeans.kmeans_tree.root.centers]
+    _check_numbers(folder / PARTITIONER, tree, centroids, _partitioner(np.empty((lists, 0))), width=dim)
+    codebook = _parse(folder / CODEBOOK, centers_pb2.CentersForAllSubspaces())
+    words = [center.feature_value_float for book in codebook.subspace_centers for center in book.center]
+    _check_numbers(
+        folder / CODEBOOK, codebook, words, _codebook(np.empty((books, codewords, 0))), width=width
+    )
+    _check_array(folder / LISTS, np.int32, (stated.documents,), below=lists)
+    _check_array(folder / CODES, np.uint8, (stated.documents, books), below=codewords)
+    for name in REORDERS[stated.reorder]:
+        kind = {'int8_dataset.npy': np.int8, 'bfloat16_dataset.npy': np.int16}.get(name, np.float32)
+        shape = {'int8_multipliers.npy': (dim,), 'dp_norms.npy': (0,)}.get(name, (stated.documents, dim))
+        _check_array(folder / name, kind, shape)
+
+
+def _require(path: pathlib.Path, good: bool) -> None:
+    if not good:
+        raise InputError(f'{path}: is not what {manifest.NAME} describes; export the index again.')
+
+
+def _parse(path: pathlib.Path, message: Message) -> Message:
+    try:
+        message.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise InputError(f'{path}: not a ScaNN protocol buffer ({error}); export the index again.') from error
+    return message
+
+
+def _check_numbers(
+    path: pathlib.Path, message: Message, vectors: list, empty: Message, *, width: int
+) -> None:
+    """Takes the vectors out of a message; each must have `width` finite numbers, and the rest equal `empty`."""
+    good = all(len(vector) == width and math.isfinite(sum(vector)) for vector in vectors)
+    for vector in vectors:
+        del vector[:]
+    _require(path, good and message == empty)
+
+
+def _check_array(path: pathlib.Path, kind: type, shape: tuple[int, ...], below: int | None = None) -> None:
+    try:
+        array = np.load(path, mmap_mode='r' if 0 not in shape else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f'{path}: not a complete .npy file ({error}); export the index again.') from error
+    _require(path, array.dtype == kind and array.shape == shape and array.flags.c_contiguous)
+    if below is not None:
+        blocks = (array[start : start + _BLOCK] for start in range(0, len(array), _BLOCK))
+        _require(path, all(block.min() >= 0 and block.max() < below for block in blocks))

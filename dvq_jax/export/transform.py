@@ -1,0 +1,133 @@
+"""`query_transform.npz`: what is done to a query before the search, ṽ = tower(v)·R.
+
+The engines have no slot for a learned tower, and ScaNN has none for a rotation, so both travel beside the
+index: arrays only ('rotation', and the tower's parameters by path, 'tower/Dense_0/kernel'), never a pickle.
+The tower's name and hyperparameters are in the manifest.
+"""
+
+import dataclasses
+import os
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from dvq_jax import towers
+from dvq_jax.errors import InputError
+
+NAME = 'query_transform.npz'
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A trained query tower.
+
+    Attributes:
+      name: as `towers.build` takes it.
+      args: its hyperparameters.
+      params: its parameter tree; empty for the identity.
+    """
+
+    name: str = 'identity'
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def write(path: str | os.PathLike, *, rotation: np.ndarray, tower: Tower) -> None:
+    """Writes a query transform.
+
+    Args:
+      path: the file to create.
+      rotation: [D, D] float32.
+      tower: the query tower.
+    """
+    flat = traverse_util.flatten_dict({'tower': tower.params}, sep='/')
+    arrays = {name: np.asarray(value) for name, value in sorted(flat.items())}
+    np.savez(path, rotation=np.asarray(rotation, np.float32), **arrays)
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
+    return array.shape, array.dtype
+
+
+class QueryTransform:
+    """Queries from the caller's space to the index's, ṽ = tower(v)·R.
+
+    Example:
+      transform = QueryTransform.read('index/query_transform.npz', name='identity', args={}, dim=384)
+      rotated = transform(queries)
+
+    Args:
+      rotation: [D, D] float32.
+      tower: the query tower.
+    """
+
+    def __init__(self, *, rotation: np.ndarray, tower: Tower):
+        module = towers.build(tower.name, **tower.args)
+        self._params = (jnp.asarray(rotation), jax.tree.map(jnp.asarray, tower.params))
+
+        @jax.jit
+        def apply(params, queries):
+            rotation, tree = params
+            adapted = module.apply({'params': tree}, queries)
+            return jnp.matmul(adapted, rotation, precision=jax.lax.Precision.HIGHEST)
+
+        self._apply = apply
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) -> 'QueryTransform':
+        """Reads what `write` wrote.
+
+        Args:
+          path: the file.
+          name: the tower's name.
+          args: the tower's hyperparameters.
+          dim: D.
+
+        Returns:
+          The transform.
+
+        Raises:
+          InputError: the file does not hold a transform of D dimensions.
+        """
+        if not zipfile.is_zipfile(path):
+            raise InputError(f'{path}: not an .npz archive; export the index again.')
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = dict(stored)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f'{path}: not an archive of arrays ({error}); export the index again.'
+            ) from error
+        rotation = arrays.pop('rotation', np.empty(0))
+        if _kind(rotation) != ((dim, dim), np.float32):
+            raise InputError(f'{path}: does not hold a {dim} by {dim} rotation; export the index again.')
+        params = traverse_util.unflatten_dict(arrays, sep='/').get('tower', {})
+        module = towers.build(name, **args)
+        expected = jax.eval_shape(lambda: towers.initial_params(module, dim, seed=0))
+        if jax.tree.map(_kind, params) != jax.tree.map(_kind, expected):
+            raise InputError(f'{path}: does not hold the parameters of tower {name!r}; export it again.')
+        return cls(rotation=rotation, tower=Tower(name, args, params))
+
+    def __call__(self, queries: np.ndarray) -> np.ndarray:
+        """Transforms queries.
+
+        The batch is padded to a power of two, so that any number of queries meets few compiled shapes.
+
+        Args:
+          queries: [q, D] float.
+
+        Returns:
+          [q, D] float32.
+        """
+        done = np.empty(queries.shape, np.float32)
+        for start in range(0, len(queries), _BLOCK):
+            block = np.asarray(queries[start : start + _BLOCK], np.float32)
+            padded = np.zeros((1 << (len(block) - 1).bit_length(), block.shape[1]), np.float32)
+            padded[: len(block)] = block
+            done[start : start + _BLOCK] = self._apply(self._params, padded)[: len(block)]
+        return done

@@ -1,0 +1,113 @@
+"""Holds a freshly written index against the reference search, before anybody else can open it."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from dvq_jax import quantizer, search
+from dvq_jax.types import Encoding, IndexParams
+
+# How far two float32 sums of the same products may be apart, relative to the largest score.
+_FLOAT = 1e-4
+
+
+class MismatchError(RuntimeError):
+    """The written index does not search like the reference: a bug, or an engine that changed."""
+
+
+def _sample(params: IndexParams, encoding: Encoding, *, count: int, nprobe: int) -> np.ndarray:
+    """Decoded documents as queries, [q, D], without those whose last probed list is tied with the next."""
+    total = encoding.lists.shape[0]
+    rows = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
+    queries = quantizer.decode(params, Encoding(lists=encoding.lists[rows], codes=encoding.codes[rows]))
+    coarse = -np.sort(-np.asarray(quantizer.rotate(params, queries)) @ params.centroids.T, axis=1)
+    if nprobe >= coarse.shape[1]:
+        return np.asarray(queries)
+    gap = coarse[:, nprobe - 1] - coarse[:, nprobe]
+    return np.asarray(queries)[gap > _FLOAT * np.abs(coarse).max()]
+
+
+def lookup_error(params: IndexParams, queries: np.ndarray, *, lookup: str) -> np.ndarray:
+    """How far a score may be off because the engine rounds its lookup tables.
+
+    A query's table ⟨q·R, c⟩ is rounded to 8 bits by one step for all of it, max|table| / 127; a score sums M
+    entries, each at most half a step off.
+
+    Args:
+      params: the index.
+      queries: [q, D] float, in the caller's space, after the query tower.
+      lookup: 'float', 'int8' or 'lut16'.
+
+    Returns:
+      [q, 1] float32.
+    """
+    if lookup == 'float':
+        return np.zeros((len(queries), 1), np.float32)
+    parts = quantizer.split(params, quantizer.rotate(params, jnp.asarray(queries)))
+    tables = np.abs(np.asarray(jnp.einsum('qms,mks->qmk', parts, params.codebooks)))
+    return tables.max(axis=(1, 2))[:, None] / 127 / 2 * params.codebooks.shape[0]
+
+
+def verify(
+    engine: Callable[..., tuple[np.ndarray, np.ndarray]],
+    *,
+    params: IndexParams,
+    encoding: Encoding,
+    lookup: str = 'float',
+    corpus: np.ndarray | None = None,
+    rounding: np.ndarray | None = None,
+    nprobe: int,
+    k: int = 10,
+    count: int = 32,
+) -> None:
+    """Compares a sample of searches with the reference search.
+
+    The documents found must be as good as the reference's, and be reported with the right scores: of their
+    reconstructions, or of the documents themselves where the engine re-scores by those.
+
+    Args:
+      engine: (rotated [q, D], *, k, nprobe) -> (scores [q, k], rows [q, k]); re-scores the k best where it
+        reorders.
+      params: the index.
+      encoding: N documents.
+      lookup: how the engine scores codes.
+      corpus: [N, D] float, in the caller's space, where the engine re-scores by its rows.
+      rounding: [D] float32, then: how far a number that it stores may be off, in the rotated space.
+      nprobe: P.
+      k: documents compared for each query.
+      count: queries.
+
+    Raises:
+      MismatchError: they differ by more than rounding explains.
+    """
+    queries = _sample(params, encoding, count=count, nprobe=nprobe)
+    if not len(queries):
+        return
+    expected, wanted = (np.asarray(x) for x in search.search(params, encoding, queries, k=k, nprobe=nprobe))
+    rotated = np.asarray(quantizer.rotate(params, queries))
+    scores, rows = engine(rotated, k=k, nprobe=nprobe)
+    if not np.array_equal(rows >= 0, wanted >= 0):
+        raise MismatchError('the written index finds another number of documents than the reference search.')
+    real = rows >= 0
+    found = Encoding(lists=encoding.lists[rows.ravel()], codes=encoding.codes[rows.ravel()])
+    vectors = np.asarray(quantizer.reconstruct(params, found)).reshape(*rows.shape, -1)
+    approximate = np.where(real, np.einsum('qd,qkd->qk', rotated, vectors), -np.inf)
+    slack = _FLOAT * np.abs(expected[real]).max(initial=0) + lookup_error(params, queries, lookup=lookup)
+    _compare('finds other documents', -np.sort(-approximate, axis=1), expected, 2 * slack)
+    if corpus is None:
+        _compare('reports other scores', scores, approximate, slack)
+        return
+    documents = np.asarray(corpus[np.maximum(rows, 0)], np.float32) @ params.rotation
+    exact = np.einsum('qd,qkd->qk', rotated, documents)
+    slack = _FLOAT * np.abs(exact[real]).max(initial=0) + (np.abs(rotated) @ rounding)[:, None]
+    _compare('reports other exact scores', scores, np.where(real, exact, -np.inf), slack)
+
+
+def _compare(what: str, found: np.ndarray, expected: np.ndarray, slack: np.ndarray) -> None:
+    real = np.isfinite(expected)
+    off = np.abs(np.where(real, found, 0) - np.where(real, expected, 0)) - slack
+    if not off.max() <= 0:
+        raise MismatchError(
+            f'the written index {what} than the reference search, {off.max():.3g} beyond rounding.'
+        )

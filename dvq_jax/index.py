@@ -1,0 +1,135 @@
+"""An exported index, opened for search: one class for every engine."""
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from dvq_jax.errors import InputError
+from dvq_jax.export import beside, ids, manifest, transform
+from dvq_jax.export.manifest import Manifest
+from dvq_jax.search import check_nprobe
+
+_BLOCK = 4096  # queries searched together
+
+
+class Index:
+    """N documents, ready to be searched; made by `open_index`.
+
+    `manifest` says what it is, `ids` has the documents' ids by row.
+
+    Args:
+      stated: the manifest.
+      query_transform: queries to the index's space.
+      engine: (rotated [q, D], *, k, nprobe) -> (scores [q, k], rows [q, k]).
+      doc_ids: the documents' ids.
+    """
+
+    def __init__(
+        self,
+        *,
+        stated: Manifest,
+        query_transform: transform.QueryTransform,
+        engine: Callable[..., tuple[np.ndarray, np.ndarray]],
+        doc_ids: ids.Ids,
+    ):
+        self.manifest = stated
+        self.ids = doc_ids
+        self._transform, self._engine = query_transform, engine
+
+    def __len__(self) -> int:
+        return self.manifest.documents
+
+    def search_rows(
+        self, queries: np.ndarray, *, k: int = 100, nprobe: int = 10
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds documents, by row.
+
+        Args:
+          queries: [q, D] float, in the caller's space, before the query tower.
+          k: documents wanted for each query.
+          nprobe: P, the lists to search, at most L.
+
+        Returns:
+          scores [q, k] float32, best first, and rows [q, k] int32; -inf and -1 where the probed lists hold
+          fewer than k documents.
+
+        Raises:
+          InputError: queries of another dimension or not finite, k below 1, or nprobe not in [1, L].
+        """
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
+            raise InputError(
+                f'the queries are {list(queries.shape)} and the index takes [queries, {self.manifest.dim}]; '
+                'encode them with the model that encoded the documents.'
+            )
+        if not np.isfinite(queries).all():
+            row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+            raise InputError(f'query {row} (from 0) holds NaN or infinity; encode it again or drop it.')
+        if k < 1:
+            raise InputError(f'k is {k}; ask for at least 1 document.')
+        check_nprobe(nprobe, self.manifest.lists)
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
+        for start in range(0, len(queries), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            scores[block], rows[block] = self._engine(self._transform(queries[block]), k=k, nprobe=nprobe)
+        return scores, rows
+
+    def search(self, queries: np.ndarray, *, k: int = 100, nprobe: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Finds documents, by id.
+
+        Example:
+          scores, ids = dvq_jax.open_index('INDEX').search(queries, k=10, nprobe=10)
+
+        Args:
+          queries: [q, D] float, in the caller's space, before the query tower.
+          k: documents wanted for each query.
+          nprobe: P, the lists to search, at most L.
+
+        Returns:
+          scores [q, k] float32, best first, and ids [q, k] of str objects; -inf and '' where the probed lists
+          hold fewer than k documents.
+
+        Raises:
+          InputError: as `search_rows`.
+        """
+        scores, rows = self.search_rows(queries, k=k, nprobe=nprobe)
+        return scores, self.ids.take(rows)
+
+
+def open_index(path: str | os.PathLike) -> Index:
+    """Opens what `export` wrote.
+
+    Every file is held against the manifest (size and SHA-256) before it is opened, and nothing in the folder
+    is executed, whoever wrote it: it holds arrays, and no pickle is read.
+
+    Example:
+      index = open_index('INDEX')
+
+    Args:
+      path: the index folder.
+
+    Returns:
+      The index.
+
+    Raises:
+      InputError: there is no such index, or it is damaged, half-written or of another version.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder; give an index that export wrote.')
+    stated = manifest.read(folder)
+    if stated.engine == 'scann':
+        from dvq_jax.export import scann as engine
+    else:
+        from dvq_jax.export import faiss as engine
+    manifest.check(folder, stated, (*beside.NAMES, *engine.names(stated)))
+    return Index(
+        stated=stated,
+        query_transform=transform.QueryTransform.read(
+            folder / transform.NAME, name=stated.tower, args=stated.tower_args, dim=stated.dim
+        ),
+        engine=engine.open_engine(folder, stated),
+        doc_ids=ids.Ids(folder / ids.NAME, count=stated.documents),
+    )

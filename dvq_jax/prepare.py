@@ -1,0 +1,133 @@
+"""From the user's files to a training dataset: check, mine, write."""
+
+import os
+import pathlib
+import shutil
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from dvq_jax import data, dataset, files, teacher
+from dvq_jax.errors import InputError
+
+Path = str | os.PathLike
+
+
+class Inputs(NamedTuple):
+    """What the user's files hold, checked.
+
+    Attributes:
+      corpus: [N, D] float16 or float32, memory-mapped.
+      queries: [Q, D] float16 or float32, memory-mapped.
+      query_ids: Q ids.
+      positives: for each query, [any] int32, its relevant rows of the corpus.
+    """
+
+    corpus: np.ndarray
+    queries: np.ndarray
+    query_ids: list[str]
+    positives: list[np.ndarray]
+
+
+def read_inputs(
+    *, corpus: Path, queries: Path, corpus_ids: Path | None, query_ids: Path | None, qrels: Path | None
+) -> Inputs:
+    """Opens and checks what `prepare` is given; writes nothing.
+
+    Args:
+      corpus: document embeddings, a file that `data.open_embeddings` knows.
+      queries: query embeddings, likewise.
+      corpus_ids: a `.tsv` whose first column is the documents' ids; None takes row numbers.
+      query_ids: the queries' ids, likewise.
+      qrels: TREC qrels, or None.
+
+    Returns:
+      The inputs.
+
+    Raises:
+      InputError: any of them cannot be used.
+    """
+    docs, vectors = data.open_embeddings(corpus), data.open_embeddings(queries)
+    data.check_same_dim(docs, vectors, queries)
+    names = data.read_ids(query_ids, len(vectors))
+    positives = [np.empty(0, np.int32)] * len(vectors)
+    if corpus_ids or qrels:
+        doc_ids = data.read_ids(corpus_ids, len(docs))
+        if qrels:
+            positives = data.read_qrels(qrels, names, doc_ids)
+    data.check_finite(vectors, queries)
+    data.check_finite(docs, corpus)
+    return Inputs(docs, vectors, names, positives)
+
+
+def prepare(
+    *,
+    corpus: Path,
+    queries: Path,
+    out: Path,
+    corpus_ids: Path | None = None,
+    query_ids: Path | None = None,
+    qrels: Path | None = None,
+    topk: int = 200,
+    dev_queries: int = 1000,
+) -> dict:
+    """Mines the teacher's Top-K of each query and writes a training dataset.
+
+    A killed call leaves its finished mining in `.OUT.mining` beside `out`; the same call goes on from there
+    and ends with the same bytes.
+
+    Args:
+      corpus, queries, corpus_ids, query_ids, qrels: as `read_inputs` takes them.
+      out: the dataset, a folder to create.
+      topk: how many of the teacher's documents each query gets, at most N.
+      dev_queries: queries held out to choose a checkpoint by; at most 5 % are.
+
+    Returns:
+      What was written: `dataset`, `documents`, `train`, `dev`, `topk`, `seconds`.
+
+    Raises:
+      InputError: a file cannot be used, topk exceeds N, `out` exists or cannot be created.
+
+    Example:
+      prepare(corpus='docs.npy', queries='queries.npy', out='DATASET', topk=200)
+    """
+    begin = time.monotonic()
+    out = pathlib.Path(out).absolute()
+    if out.exists():
+        raise InputError(f'{out}: exists already; remove it or give another output.')
+    inputs = read_inputs(
+        corpus=corpus, queries=queries, corpus_ids=corpus_ids, query_ids=query_ids, qrels=qrels
+    )
+    if topk > len(inputs.corpus):
+        raise InputError(f'{corpus}: has {len(inputs.corpus)} documents, topk is {topk}; lower topk.')
+    files.make_folder(out.parent)
+    mined = out.with_name(f'.{out.name}.mining')
+    topk_ids, topk_scores = teacher.mine(inputs.corpus, inputs.queries, topk, cache=mined)
+    dev = dataset.held_out(inputs.query_ids, dev_queries)
+    with files.atomic_folder(out) as folder:
+        corpus_path = pathlib.Path(corpus).absolute()
+        if corpus_path.suffix == '.parquet':  # cannot be memory-mapped: the dataset keeps a copy that can
+            corpus_path = pathlib.Path('docs.npy')
+            np.save(folder / corpus_path, inputs.corpus)
+        dataset.write_dataset(
+            folder,
+            corpus=inputs.corpus,
+            corpus_path=str(corpus_path),
+            doc_ids_path=str(pathlib.Path(corpus_ids).absolute()) if corpus_ids else None,
+            queries=inputs.queries,
+            query_ids=inputs.query_ids,
+            topk_ids=topk_ids,
+            topk_scores=topk_scores,
+            positives=inputs.positives,
+            dev=dev,
+        )
+    shutil.rmtree(mined)
+    return {
+        'dataset': str(out),
+        'documents': len(inputs.corpus),
+        'train': int((~dev).sum()),
+        'dev': int(dev.sum()),
+        'topk': topk,
+        'seconds': round(time.monotonic() - begin, 1),
+    }

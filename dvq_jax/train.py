@@ -1,0 +1,360 @@
+"""The training loop: resume, step, log, evaluate, save.
+
+How a run begins, in this order:
+
+1. The workdir holds a checkpoint: go on from its latest, with the optimizer's state and the data iterator.
+   The config must be the one that the run began with; only its length and cadence may differ.
+2. `config.resume_from` names another run's workdir: go on from that run's latest in the same way.
+3. `config.init_from` names another run's workdir: take its index and query tower, and begin at step 0.
+4. Else the index is initialised from the corpus.
+
+The frozen lists are written once, the first checkpoint is the index before training, and what is interrupted
+in between is done again with the same result.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvq_jax import checkpoint, evaluate, files, losses, metrics, optimizer, towers
+from dvq_jax.batches import training_batches
+from dvq_jax.candidates import Mixture, parse_mixture
+from dvq_jax.corpus import assign_corpus, encode_corpus
+from dvq_jax.dataset import Dataset, open_dataset
+from dvq_jax.errors import InputError
+from dvq_jax.initialize import initialize
+from dvq_jax.progress import Progress
+from dvq_jax.train_step import Objective, TrainState, index_params, init_state, make_train_step
+
+_MAY_DIFFER = ('data.dataset', 'data.threads', 'train.steps', 'train.log_every', 'train.checkpoint_every')
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a config as sorted JSON."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Everything about a run that does not change while it trains."""
+
+    config: ml_collections.FrozenConfigDict
+    workdir: pathlib.Path
+    dataset: Dataset
+    mixture: Mixture
+    objective: Objective
+    tower: Any
+    optimizer: Any
+    queries: evaluate.Queries
+    metric: str
+
+    @property
+    def dynamic(self) -> bool:
+        return self.config.quantizer.assignment == 'dynamic'
+
+
+def _objective(config: ml_collections.ConfigDict, mixture: Mixture) -> Objective:
+    if config.quantizer.assignment not in ('frozen', 'dynamic'):
+        raise InputError(
+            f"quantizer.assignment is {config.quantizer.assignment!r}; use 'frozen' or 'dynamic'."
+        )
+    if config.quantizer.estimator not in ('hard', 'softmax'):
+        raise InputError(f"quantizer.estimator is {config.quantizer.estimator!r}; use 'hard' or 'softmax'.")
+    if config.loss.temperature <= 0:
+        raise InputError(f'loss.temperature is {config.loss.temperature}; use a positive number.')
+    terms = losses.parse_objective(config.loss.name)
+    if mixture.size == 1 and not mixture.in_batch and [term.name for term in terms] != ['mse']:
+        raise InputError(
+            f'candidates {config.candidates!r} give each query a single document, which {config.loss.name} '
+            "cannot rank; add '+ib', bring more documents, or use mse."
+        )
+    return Objective(
+        terms=terms,
+        temperature=config.loss.temperature,
+        ivf_weight=config.loss.ivf_weight,
+        pq_weight=config.loss.pq_weight,
+        scale_ivf_to_pq=config.loss.scale_ivf_to_pq,
+        in_batch=mixture.in_batch,
+        dynamic=config.quantizer.assignment == 'dynamic',
+        estimator=config.quantizer.estimator,
+        estimator_temperature=config.quantizer.temperature,
+    )
+
+
+def _open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> _Run:
+    if not config.data.dataset:
+        raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
+    mixture = parse_mixture(config.candidates)
+    objective = _objective(config, mixture)
+    tower = towers.build(config.tower.name, **config.tower.args)
+    schedule = optimizer.build(
+        config.optimizer.rates.to_dict(),
+        steps=config.train.steps,
+        warmup=config.optimizer.warmup,
+        schedule_name=config.optimizer.schedule,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+    )
+    dataset = open_dataset(config.data.dataset)
+    queries = evaluate.held_out_queries(dataset)
+    return _Run(
+        config=ml_collections.FrozenConfigDict(config),
+        workdir=workdir,
+        dataset=dataset,
+        mixture=mixture,
+        objective=objective,
+        tower=tower,
+        optimizer=schedule,
+        queries=queries,
+        metric='teacher@10' if queries.positives is None else 'RR@10',
+    )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _check_same_config(here: dict[str, Any], there: dict[str, Any], workdir: pathlib.Path) -> None:
+    new, old = _flatten(here), _flatten(there)
+    for key in sorted(set(new) | set(old)):
+        if key not in _MAY_DIFFER and new.get(key) != old.get(key):
+            raise InputError(
+                f'{workdir}: was trained with {key}={old.get(key)!r}, the config says {new.get(key)!r}; '
+                'use another --workdir, or the config that the run began with.'
+            )
+
+
+def _blank_state(run: _Run) -> TrainState:
+    """A state of the right structure and no particular values, to restore into."""
+    index, dim = run.config.index, run.dataset.dim
+    if index.codebooks < 1 or dim % index.codebooks:
+        raise InputError(
+            f'index.codebooks is {index.codebooks}, which does not divide the dimension {dim}; '
+            f'use a divisor of {dim}.'
+        )
+    shapes = checkpoint.IndexParams(
+        centroids=np.zeros((index.lists, dim), np.float32),
+        codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
+        rotation=np.zeros((dim, dim), np.float32),
+    )
+    return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)
+
+
+def _first_state(run: _Run) -> tuple[TrainState, np.ndarray | None]:
+    """Rules 3 and 4: the state at step 0, and the frozen lists."""
+    config, corpus = run.config, run.dataset.corpus
+    tower_params = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed)
+    lists = None
+    if config.init_from:
+        source = checkpoint.load(config.init_from)
+        index, lists = source.params, source.lists
+        if source.tower == config.tower.name:
+            tower_params = source.tower_params
+    else:
+        index = initialize(corpus, seed=config.seed, **config.index.to_dict(), **config.initialize.to_dict())
+    if run.dynamic:
+        lists = None
+    elif lists is None:
+        lists = assign_corpus(index, corpus)
+    return init_state(index, tower_params, run.optimizer), lists
+
+
+def _encode(run: _Run, state: TrainState, lists: np.ndarray | None):
+    index = jax.tree.map(np.asarray, index_params(state.params))
+    return index, encode_corpus(index, run.dataset.corpus, lists, quiet=True)
+
+
+def _dev_metrics(run: _Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
+    index, encoding = _encode(run, state, lists)
+    tower_params = jax.tree.map(np.asarray, state.params['tower'])
+    transformed = np.asarray(run.tower.apply({'params': tower_params}, run.queries.embeddings))
+    nprobe = min(run.config.eval.nprobe, len(index.centroids))
+    results = evaluate.evaluate_index(index, encoding, run.queries, transformed=transformed, nprobe=[nprobe])
+    sizes = np.bincount(encoding.lists, minlength=len(index.centroids)).astype(np.float64)
+    used = [len(np.unique(column)) for column in encoding.codes.T]
+    return {
+        **{name: value for name, value in results[str(nprobe)].items() if name != 'ms_per_query'},
+        # Over the whole corpus; the step's metrics of the same names are over its batch.
+        'corpus_codewords_used': float(np.mean(used)) / index.codebooks.shape[1],
+        'corpus_list_imbalance': float(np.sum(sizes**2) * len(sizes) / np.sum(sizes) ** 2),
+    }
+
+
+class _Log:
+    """Fetches step metrics late, so that the loop never waits for the device but at a log line."""
+
+    def __init__(self, run: _Run, writer: metrics.MetricsWriter | None, start: int):
+        self._run, self._writer = run, writer
+        self._pending = collections.deque()
+        self._begin, self._waited, self._last = time.perf_counter(), 0.0, start
+        steps = run.config.train.steps
+        self._progress = Progress('train', total=steps, unit='steps', start=start)
+
+    def add(self, step: int, values: dict[str, jax.Array], query_ids: tuple[str, ...], waited: float) -> None:
+        self._pending.append((step, values, query_ids))
+        self._waited += waited
+        if step % self._run.config.train.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Checks every pending loss, and writes the last one's metrics."""
+        if not self._pending:
+            return
+        for step, values, query_ids in self._pending:
+            if not np.isfinite(float(values['loss'])):
+                raise InputError(
+                    f'{self._run.workdir}: the loss is {float(values["loss"])} at step {step}, for queries '
+                    f'{" ".join(query_ids)}; lower the learning rates or raise loss.temperature.'
+                )
+        step, values, _ = self._pending[-1]
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        steps = step - self._last
+        record = {
+            **{name: float(value) for name, value in values.items()},
+            'examples_per_second': steps * self._run.config.data.batch_size / seconds,
+            'data_wait': self._waited / seconds,
+        }
+        if self._writer:
+            self._writer.write(step, record)
+        self._progress.add(steps, note=f'loss {record["loss"]:.4g}')
+        self._pending.clear()
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Leaves out of the rates what has passed since the last line."""
+        self._begin, self._waited, self._last = time.perf_counter(), 0.0, step
+
+    def done(self) -> None:
+        self._progress.done()
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains an index and its query tower, see the module's text for how a run begins.
+
+    Args:
+      config: as in `configs/default.py`.
+      workdir: the run's folder: checkpoints, metrics, the frozen lists.
+
+    Returns:
+      'step', 'metric', 'first', 'last' and 'best' dev metrics, 'best_step' and 'seconds'.
+
+    Raises:
+      InputError: a config, dataset or workdir that cannot be used, or a loss that is not finite.
+    """
+    begin = time.monotonic()
+    path = pathlib.Path(workdir).absolute()
+    run = _open_run(config, path)
+    files.make_folder(path)
+    blank = _blank_state(run)
+    checkpoints = checkpoint.Checkpoints(path, metric=run.metric)
+    state, lists, about = _begin(run, blank, checkpoints)
+    batches = training_batches(
+        run.dataset,
+        mixture=run.mixture,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        lists=lists,
+        threads=config.data.threads,
+    )
+    if about.get('iterator'):
+        batches.set_state(about['iterator'])
+    history = dict(about.get('history', {}))
+    start = int(state.step)
+    writer = metrics.MetricsWriter(path, step=start) if jax.process_index() == 0 else None
+    log = _Log(run, writer, start)
+    step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
+
+    def save(step: int) -> None:
+        dev = _dev_metrics(run, state, lists)
+        history[str(step)] = dev
+        if writer:
+            writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
+        checkpoints.save(
+            state,
+            about={**about, 'iterator': batches.get_state(), 'history': history},
+            metrics=dev,
+        )
+
+    if checkpoints.latest() is None:
+        save(start)
+    for step in range(start + 1, config.train.steps + 1):
+        fetch = time.perf_counter()
+        host = next(batches)
+        waited = time.perf_counter() - fetch
+        state, values = step_fn(state, host.batch)
+        log.add(step, values, host.query_ids, waited)
+        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+            log.flush()
+            save(step)
+            log.restart(step)
+    log.done()
+    if writer:
+        writer.close()
+    checkpoints.close()
+    return _finish(run, history, seconds=time.monotonic() - begin)
+
+
+def _begin(
+    run: _Run, blank: TrainState, checkpoints: checkpoint.Checkpoints
+) -> tuple[TrainState, np.ndarray | None, dict[str, Any]]:
+    """The four rules: the state to go on from, the frozen lists, and what checkpoints say about the run."""
+    (run.workdir / evaluate.DONE).unlink(missing_ok=True)
+    config = run.config.to_dict()
+    source, reader = run.workdir, checkpoints
+    if checkpoints.latest() is None and run.config.resume_from:
+        source = pathlib.Path(run.config.resume_from).absolute()
+        if not checkpoint.available_steps(source):
+            raise InputError(f'resume_from: {source} holds no checkpoint; give the workdir of a run.')
+        reader = checkpoint.Checkpoints(source, metric=run.metric)
+    step = reader.latest()
+    if step is not None:
+        saved = reader.about(step)
+        _check_same_config({**config, 'resume_from': None}, {**saved['config'], 'resume_from': None}, source)
+        if saved['fingerprint'] != run.dataset.fingerprint:
+            raise InputError(f'{source}: was trained on another corpus than {run.dataset.folder} has.')
+        state = reader.restore(blank, step)
+        lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
+        if source != run.workdir and lists is not None:
+            checkpoint.write_lists(run.workdir, lists)
+        dataset = str(run.dataset.folder.absolute())
+        return state, lists, {**saved, 'config': config, 'dataset': dataset}
+    state, lists = _first_state(run)
+    about = {
+        'config': config,
+        'config_hash': config_hash(config),
+        'dataset': str(run.dataset.folder.absolute()),
+        'fingerprint': run.dataset.fingerprint,
+        'lists': None if lists is None else checkpoint.write_lists(run.workdir, lists),
+        'metric': run.metric,
+    }
+    return state, lists, about
+
+
+def _finish(run: _Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
+    steps = sorted(history, key=int)
+    best = max(steps, key=lambda step: history[step][run.metric])
+    result = {
+        'workdir': str(run.workdir),
+        'step': int(steps[-1]),
+        'metric': run.metric,
+        'first': history[steps[0]],
+        'last': history[steps[-1]],
+        'best': history[best],
+        'best_step': int(best),
+        'seconds': round(seconds, 1),
+    }
+    if jax.process_index() == 0:
+        with files.atomic_file(run.workdir / evaluate.DONE) as aside:
+            aside.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    return result

@@ -1,0 +1,486 @@
+"""Exported indexes against the reference search: round trips through the real ScaNN and FAISS."""
+
+import functools
+import json
+import pickle
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dvq_jax
+from dvq_jax import files, quantizer, search, towers
+from dvq_jax.errors import InputError
+from dvq_jax.export import faiss, ids, manifest, scann, transform, verify
+from dvq_jax.export.transform import Tower
+from dvq_jax.types import Encoding, IndexParams
+
+DOCS, DIM, LISTS, BOOKS = 5000, 32, 64, 8
+NAMES = [f'doc/{row}' for row in range(DOCS)]
+
+
+@functools.cache
+def corpus():
+    docs = np.random.default_rng(0).normal(size=(DOCS, DIM)).astype(np.float32)
+    return docs / np.linalg.norm(docs, axis=1, keepdims=True)
+
+
+def queries(count=40):
+    noise = np.random.default_rng(1).normal(size=(count, DIM)).astype(np.float32)
+    return corpus()[:count] + 0.1 * noise
+
+
+@functools.cache
+def trained(codewords):
+    """An index of documents as centroids and residuals as codewords, under a random rotation."""
+    rng, docs = np.random.default_rng(2), corpus()
+    rotation = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0].astype(np.float32)
+    centroids = 0.9 * docs[rng.choice(DOCS, LISTS, replace=False)] @ rotation
+    empty = IndexParams(centroids, np.zeros((BOOKS, codewords, DIM // BOOKS), np.float32), rotation)
+    lists = np.asarray(quantizer.assign(empty, jnp.asarray(docs)))
+    residuals = (docs @ rotation - centroids[lists]).reshape(DOCS, BOOKS, -1)
+    chosen = rng.choice(DOCS, codewords, replace=False)
+    params = empty.replace(codebooks=np.ascontiguousarray(residuals[chosen].swapaxes(0, 1)))
+    # Frozen lists need not be the nearest ones: some documents are elsewhere.
+    lists = np.where(np.arange(DOCS) % 7 == 0, (lists + 1) % LISTS, lists)
+    return params, jax.tree.map(np.asarray, quantizer.encode(params, jnp.asarray(docs), jnp.asarray(lists)))
+
+
+@pytest.fixture(scope='module', params=[16, 256], ids=lambda k: f'K{k}')
+def index(request):
+    return trained(request.param)
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('original') / 'index'
+    params, encoding = trained(16)
+    scann.write(folder, params=params, encoding=encoding, doc_ids=NAMES, lookup='float')
+    return folder
+
+
+@pytest.fixture
+def written(original, tmp_path):
+    """The folder of an index of K 16, for a test to spoil."""
+    return shutil.copytree(original, tmp_path / 'index')
+
+
+def overlap(found, wanted):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, wanted, strict=True)])
+
+
+def restate(folder, **changes):
+    """Rewrites the manifest, as somebody who tampers would: with the right checksums."""
+    stated = json.loads((folder / manifest.NAME).read_text())
+    stated['files'] = {
+        path.name: {'bytes': path.stat().st_size, 'sha256': files.sha256(path)}
+        for path in folder.iterdir()
+        if path.name != manifest.NAME
+    }
+    (folder / manifest.NAME).write_text(json.dumps(stated | changes))
+
+
+@pytest.mark.parametrize('engine', [scann, faiss], ids=['scann', 'faiss'])
+def test_float_scores_are_the_reference(tmp_path, index, engine):
+    params, encoding = index
+    lookup = {'lookup': 'float'} if engine is scann else {}
+    engine.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=iter(NAMES), **lookup)
+    opened = dvq_jax.open_index(tmp_path / 'index')
+    for nprobe in (1, 3, 10, LISTS):
+        scores, rows = opened.search_rows(queries(), k=10, nprobe=nprobe)
+        expected, wanted = search.search(params, encoding, queries(), k=10, nprobe=nprobe)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        np.testing.assert_array_equal(rows, wanted)
+    scores, names = opened.search(queries(), k=10, nprobe=LISTS)
+    assert names.tolist() == [[NAMES[row] for row in query] for query in wanted]
+
+
+def test_probed_lists_are_the_best_by_inner_product(tmp_path, index):
+    params, encoding = index
+    scann.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, lookup='float')
+    coarse = queries() @ params.rotation @ params.centroids.T
+    for nprobe in (1, 5):
+        best = np.argsort(-coarse, axis=1)[:, :nprobe]
+        _, rows = dvq_jax.open_index(tmp_path / 'index').search_rows(queries(), k=DOCS, nprobe=nprobe)
+        for query, lists in enumerate(best):
+            in_lists = np.flatnonzero(np.isin(encoding.lists, lists))
+            np.testing.assert_array_equal(np.sort(rows[query][rows[query] >= 0]), in_lists)
+
+
+@pytest.mark.parametrize('lookup', ['int8', 'lut16'])
+def test_rounded_lookups(tmp_path, index, lookup):
+    params, encoding = index
+    if lookup == 'lut16' and params.codebooks.shape[1] != 16:
+        with pytest.raises(InputError, match='16 codewords'):
+            scann.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, lookup=lookup)
+        return
+    scann.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, lookup=lookup)
+    scores, rows = dvq_jax.open_index(tmp_path / 'index').search_rows(queries(), k=10, nprobe=10)
+    expected, wanted = search.search(params, encoding, queries(), k=10, nprobe=10)
+    assert overlap(rows, wanted) > 0.95
+    assert (np.abs(scores - expected) <= verify.lookup_error(params, queries(), lookup=lookup)).all()
+
+
+@pytest.mark.parametrize('reorder', ['float32', 'bfloat16', 'int8'])
+def test_reordering_scores_by_the_documents(tmp_path, index, reorder):
+    params, encoding = index
+    docs = corpus().astype(np.float16)
+    scann.write(
+        tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, reorder=reorder, corpus=docs
+    )
+    scores, rows = dvq_jax.open_index(tmp_path / 'index').search_rows(queries(), k=5, nprobe=LISTS)
+    exact = queries() @ docs.astype(np.float32).T
+    close = {'float32': 1e-5, 'bfloat16': 0.01, 'int8': 0.03}[reorder]
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), atol=close)
+    assert (np.diff(scores) <= 0).all()
+    # The true best of the 10·k candidates that the codes propose.
+    _, candidates = search.search(params, encoding, queries(), k=50, nprobe=LISTS)
+    proposed = np.take_along_axis(exact, candidates, axis=1)
+    best = np.take_along_axis(candidates, np.argsort(-proposed, axis=1)[:, :5], axis=1)
+    assert overlap(rows, best) > 0.95
+
+
+def test_reordering_needs_the_corpus(tmp_path):
+    params, encoding = trained(16)
+    for docs in (None, corpus()[:10]):
+        with pytest.raises(InputError, match=r'takes the encoded corpus, of shape \(5000, 32\)'):
+            scann.write(
+                tmp_path / 'i', params=params, encoding=encoding, doc_ids=NAMES, reorder='int8', corpus=docs
+            )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('engine', [scann, faiss], ids=['scann', 'faiss'])
+@pytest.mark.parametrize('reorder', ['none', 'float32'])
+def test_too_few_documents_are_padded(tmp_path, engine, reorder):
+    params, encoding = trained(16)
+    few = Encoding(lists=encoding.lists[:20], codes=encoding.codes[:20])
+    choices = {'reorder': reorder, 'corpus': corpus()[:20]} if engine is scann else {}
+    engine.write(tmp_path / 'index', params=params, encoding=few, doc_ids=NAMES[:20], **choices)
+    opened = dvq_jax.open_index(tmp_path / 'index')
+    assert len(opened) == 20
+    for nprobe in (1, LISTS):
+        scores, names = opened.search(queries(3), k=30, nprobe=nprobe)
+        _, wanted = search.search(params, few, queries(3), k=30, nprobe=nprobe)
+        assert (scores.shape, names.shape) == ((3, 30), (3, 30))
+        np.testing.assert_array_equal((wanted >= 0).sum(axis=1), np.isfinite(scores).sum(axis=1))
+        np.testing.assert_array_equal(names == '', np.isneginf(scores))
+        for found, rows in zip(names, wanted, strict=True):
+            assert set(found) - {''} == {NAMES[row] for row in rows if row >= 0}
+
+
+@pytest.mark.parametrize('engine', [scann, faiss], ids=['scann', 'faiss'])
+def test_queries_go_through_the_tower(tmp_path, engine):
+    params, encoding = trained(16)
+    kernel = np.random.default_rng(3).normal(size=(DIM, DIM)).astype(np.float32)
+    tower = Tower('linear', {}, {'Dense_0': {'kernel': kernel}})
+    lookup = {'lookup': 'float'} if engine is scann else {}
+    engine.write(tmp_path / 'i', params=params, encoding=encoding, doc_ids=NAMES, tower=tower, **lookup)
+    scores, _ = dvq_jax.open_index(tmp_path / 'i').search_rows(queries(), k=10, nprobe=LISTS)
+    expected, _ = search.search(params, encoding, queries() @ kernel, k=10, nprobe=LISTS)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_any_number_of_queries(written):
+    opened = dvq_jax.open_index(written)
+    scores, rows = opened.search_rows(queries(), k=7, nprobe=3)
+    for count in (1, 2, 9):
+        few = opened.search_rows(queries()[:count], k=7, nprobe=3)
+        np.testing.assert_allclose(few[0], scores[:count], atol=1e-6)
+        np.testing.assert_array_equal(few[1], rows[:count])
+    scores, names = opened.search(queries()[:0])
+    assert (scores.shape, names.shape) == ((0, 100), (0, 100))
+
+
+def test_transform_blocks_and_towers_survive_the_file(tmp_path):
+    params, _ = trained(16)
+    module = towers.build('mlp', hidden=8)
+    tree = jax.tree.map(
+        lambda x: np.random.default_rng(4).normal(size=x.shape).astype(np.float32),
+        towers.initial_params(module, DIM, seed=0),
+    )
+    transform.write(tmp_path / 't.npz', rotation=params.rotation, tower=Tower('mlp', {'hidden': 8}, tree))
+    apply = transform.QueryTransform.read(tmp_path / 't.npz', name='mlp', args={'hidden': 8}, dim=DIM)
+    many = np.tile(queries(), (60, 1))
+    expected = np.asarray(module.apply({'params': tree}, many)) @ params.rotation
+    np.testing.assert_allclose(apply(many), expected, atol=1e-4)
+
+
+def test_scann_opens_it_as_its_own(tmp_path):
+    from scann.scann_ops.py import scann_ops_pybind
+
+    params, encoding = trained(16)
+    scann.write(
+        tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, docids_pickle=True, nprobe=5
+    )
+    searcher = scann_ops_pybind.load_searcher(str(tmp_path / 'index'))
+    found, _ = searcher.search_batched(queries() @ params.rotation, final_num_neighbors=10)
+    _, expected = dvq_jax.open_index(tmp_path / 'index').search(queries(), k=10, nprobe=5)
+    assert found == expected.tolist()
+
+
+def test_faiss_opens_it_as_its_own(tmp_path, index):
+    import faiss as library
+    from faiss.contrib import inspect_tools, ivf_tools
+
+    params, encoding = index
+    faiss.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, nprobe=5)
+    opened = library.read_index(str(tmp_path / 'index' / faiss.NAME))
+    scores, rows = opened.search(queries(), 10)
+    expected, wanted = search.search(params, encoding, queries(), k=10, nprobe=5)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(rows, wanted)
+    # FAISS itself, given the lists, chooses the codes that are stored.
+    inner = library.downcast_index(opened.index)
+    again = library.IndexIVFPQ(
+        inner.quantizer, DIM, LISTS, BOOKS, inner.pq.nbits, library.METRIC_INNER_PRODUCT
+    )
+    library.copy_array_to_vector(params.codebooks.ravel(), again.pq.centroids)
+    again.is_trained = True
+    ivf_tools.add_preassigned(again, corpus() @ params.rotation, encoding.lists.astype(np.int64))
+    same = []
+    for number in range(LISTS):
+        (one, codes), (two, wanted) = (inspect_tools.get_invlist(x.invlists, number) for x in (inner, again))
+        np.testing.assert_array_equal(one, two)
+        same.append((codes == wanted).all(axis=1))
+    assert np.concatenate(same).mean() > 0.999  # float rounding may break a tie
+
+
+def test_the_bytes_depend_on_the_arguments_alone(tmp_path):
+    params, encoding = trained(256)
+    for name in ('one', 'two'):
+        if name == 'two':
+            (tmp_path / '.two.partial').mkdir()
+            (tmp_path / '.two.partial' / 'left.by.a.killed.process').touch()
+            time.sleep(2.1)  # zip archives keep times of two seconds
+        arguments = {'params': params, 'encoding': encoding, 'doc_ids': NAMES, 'corpus': corpus()}
+        scann.write(tmp_path / name, reorder='int8', config={'seed': 1}, step=7, **arguments)
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ('one', 'two'))
+    assert one == two
+    stated = json.loads(one[manifest.NAME])
+    assert (stated['step'], stated['config_sha256']) == (7, manifest.config_hash({'seed': 1}))
+    assert set(stated['files']) == set(one) - {manifest.NAME}
+    assert 'scann_docids.pkl' not in one
+    assert set(stated['packages']) == {'dvq_jax', 'jax', 'numpy', 'scann'}
+
+
+def test_a_wrong_index_is_not_delivered(tmp_path, monkeypatch):
+    params, encoding = trained(256)
+    for name, wrong in (
+        ('_partitioner', lambda centroids, right=scann._partitioner: right(centroids[::-1])),
+        ('_codebook', lambda codebooks, right=scann._codebook: right(codebooks[:, ::-1])),
+        ('_write_vectors', lambda f, c, r, kind, right=scann._write_vectors: right(f, c, r.T, kind)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(scann, name, wrong)
+            with pytest.raises(verify.MismatchError, match='than the reference search'):
+                scann.write(
+                    tmp_path / 'index',
+                    params=params,
+                    encoding=encoding,
+                    doc_ids=NAMES,
+                    reorder='int8',
+                    corpus=corpus(),
+                )
+        assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments_leave_nothing(tmp_path):
+    params, encoding = trained(16)
+    for wrong, message in (
+        ({'doc_ids': NAMES[:-1]}, '4999 document ids for 5000'),
+        ({'doc_ids': ['a\nb', *NAMES[1:]]}, 'line break'),
+        ({'lookup': 'int4'}, 'unknown'),
+        ({'reorder': 'int4'}, 'unknown'),
+    ):
+        with pytest.raises(InputError, match=message):
+            scann.write(
+                tmp_path / 'i', **({'params': params, 'encoding': encoding, 'doc_ids': NAMES} | wrong)
+            )
+    with pytest.raises(InputError, match='power of two'):
+        faiss.write(tmp_path / 'i', params=trained(20)[0], encoding=encoding, doc_ids=NAMES)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'i').mkdir()
+    with pytest.raises(InputError, match='exists already'):
+        scann.write(tmp_path / 'i', params=params, encoding=encoding, doc_ids=NAMES)
+
+
+def test_bad_searches(written):
+    opened = dvq_jax.open_index(written)
+    for arguments, message in (
+        ({'queries': queries()[:, :16]}, r'\[40, 16\]'),
+        ({'queries': queries()[0]}, r'\[32\]'),
+        ({'queries': np.where(np.arange(40)[:, None] == 3, np.nan, queries())}, 'query 3 '),
+        ({'k': 0}, 'k is 0'),
+        ({'nprobe': 0}, 'nprobe is 0'),
+        ({'nprobe': LISTS + 1}, 'nprobe is 65'),
+    ):
+        with pytest.raises(InputError, match=message):
+            opened.search(**({'queries': queries()} | arguments))
+
+
+def test_an_index_that_is_not_whole_is_refused(written, tmp_path):
+    with pytest.raises(InputError, match='no such folder'):
+        dvq_jax.open_index(tmp_path / 'nowhere')
+    stated = json.loads((written / manifest.NAME).read_text())
+    for name in stated['files']:
+        if name == scann.ASSETS:
+            continue  # ours to write, for ScaNN's own loader; we never read it
+        whole = (written / name).read_bytes()
+        for content in (None, whole[:-1], bytes([whole[0] ^ 1]) + whole[1:]):
+            (written / name).unlink()
+            if content is not None:
+                (written / name).write_bytes(content)
+            with pytest.raises(InputError, match=f'{name}: '):
+                dvq_jax.open_index(written)
+            (written / name).write_bytes(whole)
+    dvq_jax.open_index(written)
+    (written / manifest.NAME).unlink()
+    with pytest.raises(InputError, match='not a finished index'):
+        dvq_jax.open_index(written)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '[]',
+        '{}',
+        '{"version": 2}',
+        '{"version": 1}',
+        '{"version": 1, "files": 3}',
+        '\ud800'.encode('utf-8', 'replace').decode(),
+    ],
+)
+def test_a_manifest_of_something_else_is_refused(written, text):
+    (written / manifest.NAME).write_text(text)
+    with pytest.raises(InputError, match=manifest.NAME):
+        dvq_jax.open_index(written)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'lists': 65},
+        {'dim': 16},
+        {'documents': 4999},
+        {'codewords': 256},
+        {'books': 4},
+        {'books': 5},
+        {'lookup': 'int8'},
+        {'lookup': '../x'},
+        {'reorder': 'float32'},
+        {'engine': 'faiss'},
+        {'engine': 'os'},
+        {'tower': 'no such tower'},
+        {'tower': 'linear'},
+        {'tower_args': {'hidden': 1}},
+        {'step': '7'},
+        {'lists': -1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_lies_is_refused(written, changes):
+    restate(written, **changes)
+    with pytest.raises(InputError):
+        dvq_jax.open_index(written)
+
+
+class Planted:
+    """A pickle that leaves a file behind when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), 'w'))
+
+
+def test_a_planted_pickle_is_never_run(written, tmp_path):
+    trap = tmp_path / 'trap'
+    for name in ('scann_docids.pkl', scann.CODES, scann.LISTS, transform.NAME):
+        copy = tmp_path / f'copy of {name}'
+        shutil.copytree(written, copy)
+        if name == transform.NAME:
+            np.savez(copy / name, rotation=np.array([Planted(trap)], object))
+        elif name.endswith('.npy'):
+            np.save(copy / name, np.array([Planted(trap)] * DOCS, object), allow_pickle=True)
+        else:
+            (copy / name).write_bytes(pickle.dumps(Planted(trap)))
+        restate(copy)
+        if name == 'scann_docids.pkl':
+            _, names = dvq_jax.open_index(copy).search(queries(), k=5)
+            assert set(names.ravel()) <= set(NAMES)
+        else:
+            with pytest.raises(InputError, match=name):
+                dvq_jax.open_index(copy)
+        assert not trap.exists()
+    pickle.loads(pickle.dumps(Planted(trap))).close()
+    assert trap.exists()  # the trap itself works
+
+
+def test_assets_cannot_name_files_elsewhere(written, tmp_path):
+    moved = tmp_path / 'elsewhere.npy'
+    (written / scann.CODES).rename(moved)
+    text = (written / scann.ASSETS).read_text()
+    (written / scann.ASSETS).write_text(text.replace(scann.CODES, str(moved)))
+    restate(written)
+    with pytest.raises(InputError, match=scann.CODES):
+        dvq_jax.open_index(written)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        (scann.LISTS, lambda x: x + 1),
+        (scann.LISTS, lambda x: -1 - x),
+        (scann.LISTS, lambda x: x.astype(np.int64)),
+        (scann.CODES, lambda x: x + 1),
+        (scann.CODES, np.asfortranarray),
+        (scann.CODES, lambda x: x[:-1]),
+    ],
+)
+def test_values_that_scann_would_trust_are_refused(written, name, change):
+    np.save(written / name, change(np.load(written / name)))
+    restate(written)
+    with pytest.raises(InputError, match=name):
+        dvq_jax.open_index(written)
+
+
+@pytest.mark.parametrize('name', [scann.CONFIG, scann.PARTITIONER, scann.CODEBOOK])
+def test_protos_of_another_index_are_refused(written, tmp_path, name):
+    params, encoding = trained(256)
+    scann.write(
+        tmp_path / 'other',
+        params=params.replace(centroids=np.tile(params.centroids, (2, 1))),
+        encoding=encoding,
+        doc_ids=NAMES,
+    )
+    for content in ((tmp_path / 'other' / name).read_bytes(), b'\xff' * 20):
+        (written / name).write_bytes(content)
+        restate(written)
+        with pytest.raises(InputError, match=name):
+            dvq_jax.open_index(written)
+
+
+def test_ids_of_any_text(tmp_path):
+    names = ['', 'a b', 'ü\r', '\t', 'last']
+    ids.write(tmp_path / 'ids.txt', names, count=5)
+    opened = ids.Ids(tmp_path / 'ids.txt', count=5)
+    assert list(opened) == names
+    assert opened.take(np.array([[4, -1], [2, 0]])).tolist() == [['last', ''], ['ü\r', '']]
+    with pytest.raises(InputError, match='5 lines for 6'):
+        ids.Ids(tmp_path / 'ids.txt', count=6)
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = 'import sys, dvq_jax; assert not {"jax", "scann", "faiss", "tensorflow"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+    with pytest.raises(AttributeError, match='no_such_name'):
+        _ = dvq_jax.no_such_name

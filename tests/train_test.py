@@ -1,0 +1,259 @@
+"""Runs through the command line, as a user does: devices, processes, kill and resume, bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+
+from dvq_jax import checkpoint, evaluate
+from dvq_jax.errors import InputError
+from dvq_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+    'data.batch_size': 16, 'index.lists': 16, 'index.codebooks': 4, 'index.codewords': 16,
+    'initialize.opq_iterations': 3, 'initialize.coarse_iterations': 3, 'initialize.pq_iterations': 2,
+    'candidates': 'top50:4+ib', 'optimizer.warmup': 2, 'train.steps': 20, 'train.log_every': 5,
+    'train.checkpoint_every': 10, 'eval.nprobe': 4,
+}  # fmt: skip
+
+
+def start(collection, workdir, *, devices=1, extra=(), **changes):
+    """Starts the command; returns the process."""
+    overrides = {**SMALL, 'data.dataset': collection['dataset'], **changes}
+    command = [sys.executable, '-m', 'dvq_jax.cli.train', '--config=configs/default.py', f'--workdir={workdir}']
+    command += [f'--config.{key}={value}' for key, value in overrides.items()]
+    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen(
+        [*command, *extra], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def arrays(workdir, step='latest'):
+    trained = checkpoint.load(workdir, step)
+    return {**vars(trained.params), 'lists': np.asarray(trained.lists)}
+
+
+def difference(ours, theirs):
+    """‖a − b‖ / ‖b‖ of the trained parameters; the frozen lists must be the same."""
+    np.testing.assert_array_equal(ours['lists'], theirs['lists'])
+    names = ('centroids', 'codebooks', 'rotation')
+    return max(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]) for name in names)
+
+
+@pytest.fixture(scope='module')
+def one_device(collection, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('one')
+    result = finish(start(collection, workdir))
+    assert result['step'] == 20
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def eight_devices(collection, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('eight')
+    finish(start(collection, workdir, devices=8))
+    return workdir
+
+
+def test_two_devices_give_the_parameters_of_one(collection, one_device, tmp_path):
+    finish(start(collection, tmp_path / 'W', devices=2))
+    assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
+    assert difference(arrays(one_device), arrays(one_device, 0)) > 1e-3  # they did move
+
+
+def test_eight_devices_give_the_parameters_of_one(one_device, eight_devices):
+    assert difference(arrays(eight_devices), arrays(one_device)) < 1e-4
+
+
+def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    extra = [f'--coordinator={address}', '--num_processes=2']
+    processes = [
+        start(collection, tmp_path / 'W', extra=[*extra, f'--process_id={number}']) for number in range(2)
+    ]
+    results = [finish(process) for process in processes]
+    assert {result['step'] for result in results} == {20}
+    assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one(collection, one_device, eight_devices, tmp_path):
+    process = start(
+        collection, tmp_path / 'W', **{'resume_from': str(eight_devices), 'train.steps': 30}
+    )
+    assert finish(process)['step'] == 30
+    longer = start(collection, tmp_path / 'one', **{'resume_from': str(one_device), 'train.steps': 30})
+    finish(longer)
+    assert difference(arrays(tmp_path / 'W'), arrays(tmp_path / 'one')) < 1e-4
+
+
+def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path):
+    """The whole run once, and once killed with SIGKILL after a checkpoint: same bits."""
+    settings = {'train.steps': 60, 'train.checkpoint_every': 10, 'optimizer.rates.rotation': 1e-4,
+                'tower.name': 'mlp', 'tower.args': {}}  # fmt: skip
+    settings.pop('tower.args')
+    finish(start(collection, tmp_path / 'whole', **settings))
+    process = start(collection, tmp_path / 'killed', **settings)
+    deadline = time.monotonic() + 200
+    while not [step for step in checkpoint.available_steps(tmp_path / 'killed') if step > 0]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    reached = checkpoint.available_steps(tmp_path / 'killed')[-1]
+    assert 0 < reached < 60
+    finish(start(collection, tmp_path / 'killed', **settings))
+    whole, killed = arrays(tmp_path / 'whole'), arrays(tmp_path / 'killed')
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], killed[name], err_msg=name)
+    logs = [
+        [(line['step'], line.get('loss')) for line in map(json.loads, path.read_text().splitlines())]
+        for path in (tmp_path / 'whole/metrics.jsonl', tmp_path / 'killed/metrics.jsonl')
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_command_line_refuses_bad_input_in_one_sentence(collection, tmp_path):
+    process = start(collection, tmp_path / 'W', **{'index.codebooks': 5})
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == ''
+    assert [line for line in err.splitlines() if line.startswith('error: ')] == err.splitlines()[-1:]
+    assert 'codebooks is 5' in err and 'Traceback' not in err
+
+
+def run(small_config, workdir, **changes):
+    for key, value in changes.items():
+        with small_config.unlocked():
+            small_config.update_from_flattened_dict({key.replace('__', '.'): value})
+    return train(small_config, str(workdir))
+
+
+def test_training_improves_the_index(small_config, tmp_path):
+    result = run(small_config, tmp_path, train__steps=200, train__checkpoint_every=100, optimizer__rates__codebooks=3e-3)
+    assert result['metric'] == 'RR@10'
+    assert result['best']['teacher@10'] > result['first']['teacher@10']
+    assert checkpoint.available_steps(tmp_path)[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    assert losses[-1] < losses[0]
+    logged = {'examples_per_second', 'data_wait', 'codewords_used', 'list_imbalance', 'grad_norm/centroids'}
+    assert logged <= set(lines[1])
+    assert any((tmp_path / 'tensorboard').iterdir())
+    assert json.loads((tmp_path / 'done.json').read_text())['step'] == 200
+
+
+def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
+    run(small_config, tmp_path, train__steps=50, train__checkpoint_every=10)
+    done = json.loads((tmp_path / 'done.json').read_text())
+    assert set(checkpoint.available_steps(tmp_path)) == {0, 50, done['best_step']}
+    assert checkpoint.load(tmp_path, 'best').step == done['best_step']
+    assert checkpoint.load(tmp_path, 0).metrics['RR@10'] == done['first']['RR@10']
+
+
+def test_dynamic_assignment_keeps_no_lists(small_config, tmp_path):
+    run(small_config, tmp_path, quantizer__assignment='dynamic', quantizer__estimator='softmax')
+    trained = checkpoint.load(tmp_path)
+    assert trained.lists is None and not (tmp_path / 'lists.npy').exists()
+
+
+def test_another_run_can_be_the_start(small_config, tmp_path):
+    run(small_config, tmp_path / 'first')
+    run(small_config, tmp_path / 'second', init_from=str(tmp_path / 'first'), candidates='gt+ib')
+    first, second = arrays(tmp_path / 'first'), arrays(tmp_path / 'second', 0)
+    assert difference(second, first) == 0.0
+
+
+def test_run_without_labels_uses_the_teacher(collection, small_config, tmp_path):
+    from dvq_jax.prepare import prepare
+
+    paths = {key: collection[key] for key in ('corpus', 'queries')}
+    prepare(**paths, topk=50, dev_queries=20, out=tmp_path / 'dataset')
+    result = run(small_config, tmp_path / 'W', data__dataset=str(tmp_path / 'dataset'))
+    assert result['metric'] == 'teacher@10' and 'RR@10' not in result['last']
+
+
+def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
+    with pytest.raises(InputError, match=r'loss is (nan|inf).* at step \d+, for queries q\d+'):
+        run(small_config, tmp_path, optimizer__rates__centroids=1e30, optimizer__rates__codebooks=1e30)
+    assert checkpoint.available_steps(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data__dataset': ''}, 'data.dataset is empty'),
+        ({'data__dataset': '/nowhere'}, '/nowhere'),
+        ({'data__batch_size': 0}, 'batch_size is 0'),
+        ({'candidates': 'top60'}, 'first 60 documents'),
+        ({'candidates': 'gt'}, 'a single document'),
+        ({'loss__name': 'l2'}, "'l2' is not a loss"),
+        ({'loss__temperature': 0.0}, 'loss.temperature is 0.0'),
+        ({'quantizer__assignment': 'fixed'}, "quantizer.assignment is 'fixed'"),
+        ({'quantizer__estimator': 'gumbel'}, "quantizer.estimator is 'gumbel'"),
+        ({'tower__name': 'bert'}, "tower 'bert' is unknown"),
+        ({'index__codewords': 300}, 'codewords is 300'),
+        ({'index__lists': 2000}, '2000 centers need 2000 documents or more'),
+        ({'init_from': '/nowhere'}, '/nowhere: holds no checkpoint'),
+        ({'resume_from': '/nowhere'}, '/nowhere holds no checkpoint'),
+        ({'eval__nprobe': 0}, 'nprobe is 0'),
+    ],
+)
+def test_bad_configs_are_refused(small_config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(small_config, tmp_path / 'W', **changes)
+    assert checkpoint.available_steps(tmp_path / 'W') == []
+
+
+def test_workdir_of_another_config_is_refused(small_config, tmp_path):
+    run(small_config, tmp_path)
+    with pytest.raises(InputError, match=r"loss.name='listnet', the config says 'mse'"):
+        run(small_config, tmp_path, loss__name='mse')
+
+
+def test_read_only_workdir_is_refused(small_config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='cannot write there'):
+        run(small_config, tmp_path / 'file' / 'W')
+
+
+def test_missing_checkpoints_are_named(one_device, tmp_path):
+    with pytest.raises(InputError, match='holds no checkpoint'):
+        checkpoint.load(tmp_path)
+    with pytest.raises(InputError, match=r'has no checkpoint of step 7; it has \[0'):
+        checkpoint.load(one_device, 7)
+    with pytest.raises(InputError, match="step is 'first'"):
+        checkpoint.load(one_device, 'first')
+
+
+def test_tampered_lists_are_refused(small_config, tmp_path):
+    run(small_config, tmp_path, train__steps=0)
+    lists = np.load(tmp_path / 'lists.npy')
+    np.save(tmp_path / 'lists.npy', lists[::-1].copy())
+    with pytest.raises(InputError, match='not the lists that this run was trained with'):
+        checkpoint.load(tmp_path)
+
+
+def test_follow_sees_each_checkpoint_and_ends(one_device):
+    steps = list(evaluate.follow(str(one_device), poll=0.01))
+    assert steps == checkpoint.available_steps(one_device) and steps[-1] == 20
+
+
+def test_config_is_plain_values(small_config):
+    assert isinstance(small_config, ml_collections.ConfigDict)
+    assert json.loads(json.dumps(small_config.to_dict())) == small_config.to_dict()
