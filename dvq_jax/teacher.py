@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,7 @@ def mine(
     blocks = [slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
     paths = {}
     if cache is not None:
-        arrays = (fingerprint(corpus), fingerprint(queries))
-        inputs = (*arrays, k, query_block, corpus_block, devices[0].platform)
+        inputs = (fingerprint(corpus), fingerprint(queries), k, size, corpus_block, devices[0].platform)
         name = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
         paths = {block.start: files.make_folder(cache) / f'{name}.{block.start}.npz' for block in blocks}
     found = {start for start, path in paths.items() if path.exists()}
@@ -93,7 +92,9 @@ def _even(total: int, largest: int) -> int:
     return -(-total // -(-total // largest))
 
 
-def _searcher(corpus, k, *, devices, query_block, corpus_block):
+def _searcher(
+    corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
+) -> Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]:
     """Returns search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k], scores [q, k]."""
     width = _even(len(corpus), corpus_block)
     # `group` documents share a maximum: Top-K over width/group maxima and over k·group members is least work

@@ -8,7 +8,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is rea
 
 from dvq_jax.prepare import prepare
 
-DOCS, QUERIES, DIM = 1500, 400, 32
+DOCS, QUERIES, DIM = 1500, 1200, 32
 
 
 def clustered(rng, count, dim=DIM, clusters=40):
@@ -40,7 +40,7 @@ def collection(tmp_path_factory):
     """Files of a small collection, and its training dataset under 'dataset'."""
     folder = tmp_path_factory.mktemp('collection')
     paths = write_collection(folder)
-    prepare(**paths, topk=50, dev_queries=20, out=folder / 'dataset')
+    prepare(**paths, topk=50, dev_queries=60, out=folder / 'dataset')
     return {**paths, 'dataset': str(folder / 'dataset')}
 
 

@@ -147,7 +147,7 @@ def run(small_config, workdir, **changes):
 def test_training_improves_the_index(small_config, tmp_path):
     result = run(small_config, tmp_path, train__steps=200, train__checkpoint_every=100, optimizer__rates__codebooks=3e-3)
     assert result['metric'] == 'RR@10'
-    assert result['best']['teacher@10'] > result['first']['teacher@10']
+    assert result['best']['RR@10'] > result['first']['RR@10'] + 0.03
     assert checkpoint.available_steps(tmp_path)[0] == 0
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
@@ -190,7 +190,7 @@ def test_run_without_labels_uses_the_teacher(collection, small_config, tmp_path)
 
 def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
     with pytest.raises(InputError, match=r'loss is (nan|inf).* at step \d+, for queries q\d+'):
-        run(small_config, tmp_path, optimizer__rates__centroids=1e30, optimizer__rates__codebooks=1e30)
+        run(small_config, tmp_path, loss__name='mse', optimizer__rates__codebooks=1e30)
     assert checkpoint.available_steps(tmp_path) == [0]
 
 

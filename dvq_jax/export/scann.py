@@ -374,7 +374,7 @@ def _parse(path: pathlib.Path, message: Message) -> Message:
 def _check_numbers(
     path: pathlib.Path, message: Message, vectors: list, empty: Message, *, width: int
 ) -> None:
-    """Takes the vectors out of a message; each must have `width` finite numbers, and the rest equal `empty`."""
+    """Takes the vectors out of a message; each must be `width` finite numbers, the rest `empty`."""
     good = all(len(vector) == width and math.isfinite(sum(vector)) for vector in vectors)
     for vector in vectors:
         del vector[:]
