@@ -18,7 +18,12 @@ EXTRAS = {
     'tpu': ['jax[tpu]'],
     # What the test suite needs on top: it covers every extra that runs on a CPU.
     'test': [
-        'faiss-cpu>=1.9', 'hypothesis>=6.100', 'pyarrow>=16', 'pytest>=8', 'ruff>=0.6', 'scikit-learn>=1.5',
+        'faiss-cpu>=1.9',
+        'hypothesis>=6.100',
+        'pyarrow>=16',
+        'pytest>=8',
+        'ruff>=0.6',
+        'scikit-learn>=1.5',
     ],
 }
 

@@ -69,9 +69,7 @@ def encode_corpus(
       encoding = encode_corpus(params, np.load('docs.npy', mmap_mode='r'))
     """
     count, fan = len(corpus), jax.local_device_count()
-    out = Encoding(
-        lists=np.empty(count, np.int32), codes=np.empty((count, len(params.codebooks)), np.uint8)
-    )
+    out = Encoding(lists=np.empty(count, np.int32), codes=np.empty((count, len(params.codebooks)), np.uint8))
     progress = Progress('encode', total=count, unit='documents', every=float('inf') if quiet else 5.0)
     for start in range(0, count, fan * BLOCK):
         rows = slice(start, min(start + fan * BLOCK, count))

@@ -146,7 +146,7 @@ def read_ids(path: str | os.PathLike | None, rows: int) -> list[str]:
       The ids, in row order.
 
     Raises:
-      InputError: no such file, another number of lines, an empty or repeated id.
+      InputError: no such file, another number of lines, an id that is empty, repeated or not one word.
     """
     if path is None:
         return [str(row) for row in range(rows)]
@@ -155,16 +155,14 @@ def read_ids(path: str | os.PathLike | None, rows: int) -> list[str]:
         raise InputError(f'{path}: has {len(ids)} ids for {rows} embeddings; give one line an embedding.')
     seen = set()
     for number, name in enumerate(ids, start=1):
-        if not name or name in seen:
-            what = f'repeats the id {name!r}' if name else 'has no id'
-            raise InputError(f'{path}: line {number} {what}; ids must be unique and not empty.')
+        if name.split() != [name] or name in seen:
+            what = f'repeats the id {name!r}' if name in seen else f'has the id {name!r}'
+            raise InputError(f'{path}: line {number} {what}; ids must be unique words, as TREC files need.')
         seen.add(name)
     return ids
 
 
-def read_qrels(
-    path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Sequence[str]
-) -> list[np.ndarray]:
+def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Sequence[str]) -> list[np.ndarray]:
     """Reads TREC qrels, lines `query 0 document relevance`; relevance above 0 is a positive.
 
     Args:

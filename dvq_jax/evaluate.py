@@ -13,6 +13,7 @@ from dvq_jax.corpus import encode_corpus
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
 from dvq_jax.dataset import Dataset
 from dvq_jax.errors import InputError
+from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
 from dvq_jax.types import Encoding, IndexParams
 
@@ -207,11 +208,10 @@ def evaluate_checkpoint(
         nprobe=nprobe,
         run_prefix=run_prefix,
     )
-    bits = int(np.ceil(np.log2(trained.params.codebooks.shape[1])))
     return {
         'nprobe': results,
         'step': trained.step,
-        'bytes_per_document': trained.params.codebooks.shape[0] * bits / 8,
+        'bytes_per_document': bytes_per_document(*trained.params.codebooks.shape[:2]),
         'documents': len(dataset.corpus),
     }
 

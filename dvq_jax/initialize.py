@@ -97,17 +97,17 @@ def _lloyd_sums(points: Points, centers: Array) -> tuple[Array, Array, Array]:
     return _sum_over_shards(_lloyd_block, points, centers)
 
 
-def _moment_block(values: Array, _weights: Array, rotation: Array, codebooks: Array) -> Array:
+def _moment_block(values: Array, _weights: Array, codebooks: Array) -> Array:
     books, _, width = codebooks.shape
-    rotated = jnp.matmul(values, rotation, precision=_PRECISION).reshape(-1, books, width)
-    chosen, _ = nearest(rotated, codebooks)
+    chosen, _ = nearest(values.reshape(-1, books, width), codebooks)
     approximate = codebooks[jnp.arange(books), chosen].reshape(values.shape)
     return jnp.matmul(values.T, approximate, precision=_PRECISION)
 
 
-@functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None, None), out_axes=None)
-def _moment(points: Points, rotation: Array, codebooks: Array) -> Array:
-    return _sum_over_shards(_moment_block, points, rotation, codebooks)
+@functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None), out_axes=None)
+def _moment(points: Points, codebooks: Array) -> Array:
+    """Σ_i x_iᵀ·x̂_i."""
+    return _sum_over_shards(_moment_block, points, codebooks)
 
 
 @functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None))
@@ -176,8 +176,8 @@ def seed_centers(
     """
     if len(sample) < count:
         raise InputError(
-            f'k-means: {count} centers need {count} documents or more, the training sample has {len(sample)}; '
-            'ask for fewer lists or codewords, or give more documents.'
+            f'k-means: {count} centers need {count} documents or more, the training sample has '
+            f'{len(sample)}; ask for fewer lists or codewords, or give more documents.'
         )
     grouped = sample.reshape(len(sample), groups, -1)
     centers = []
@@ -300,8 +300,9 @@ def opq(
     rotation = np.eye(sample.shape[1], dtype=np.float32)
     progress = Progress('OPQ', total=iterations + pq_iterations, unit='iterations')
     for step in range(iterations):
-        centers, distortion = _lloyd(_rotated(points, rotation), centers, iterations=1, seed=seed + step)
-        rotation = procrustes(np.asarray(_moment(points, rotation, centers)))
+        rotated = _rotated(points, rotation)
+        centers, distortion = _lloyd(rotated, centers, iterations=1, seed=seed + step)
+        rotation = procrustes(rotation @ np.asarray(_moment(rotated, centers)))
         progress.add(1, note=f'distortion {distortion:.5g}')
     centers, distortion = _lloyd(
         _rotated(points, rotation), centers, iterations=pq_iterations, seed=seed, progress=progress

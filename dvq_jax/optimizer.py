@@ -126,9 +126,7 @@ def build(
         if rate < 0:
             raise InputError(f'the learning rate of {name} is {rate}; use a positive one, or None to freeze.')
         decay = weight_decay if name == 'tower' else 0.0
-        adam = optax.adamw(
-            schedule(schedule_name, rate, steps=steps, warmup=warmup), weight_decay=decay
-        )
+        adam = optax.adamw(schedule(schedule_name, rate, steps=steps, warmup=warmup), weight_decay=decay)
         return optax.chain(adam, keep_orthogonal()) if name == 'rotation' else adam
 
     grouped = optax.multi_transform({name: group(name) for name in GROUPS}, label)

@@ -59,10 +59,8 @@ def invert(encoding: Encoding, lists: int) -> InvertedLists:
 
 
 @functools.partial(jax.jit, static_argnames='nprobe')
-def _probe(
-    params: IndexParams, offsets: Array, queries: Array, *, nprobe: int
-) -> tuple[Array, Array, Array]:
-    """The nprobe best lists by inner product, their scores, and the documents in them: [q, P], [q, P], [q]."""
+def _probe(params: IndexParams, offsets: Array, queries: Array, *, nprobe: int) -> tuple[Array, Array, Array]:
+    """The nprobe best lists by inner product [q, P], their scores [q, P], the documents in them [q]."""
     scores = jnp.matmul(rotate(params, queries), params.centroids.T, precision=_PRECISION)
     scores, lists = jax.lax.top_k(scores, nprobe)
     return lists, scores, jnp.sum(offsets[lists + 1] - offsets[lists], axis=-1)
@@ -143,8 +141,13 @@ def search(
         picked = order[start : start + block]
         padded = np.resize(picked, block)
         best, found = _scan(
-            params, arrays, jnp.asarray(queries[padded], jnp.float32), probed[padded], coarse[padded],
-            k=k, width=width,
+            params,
+            arrays,
+            jnp.asarray(queries[padded], jnp.float32),
+            probed[padded],
+            coarse[padded],
+            k=k,
+            width=width,
         )
         columns = best.shape[1]
         scores[picked, :columns] = np.asarray(best)[: len(picked)]

@@ -14,7 +14,6 @@ in between is done again with the same result.
 
 import collections
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
@@ -35,11 +34,6 @@ from dvq_jax.progress import Progress
 from dvq_jax.train_step import Objective, TrainState, index_params, init_state, make_train_step
 
 _MAY_DIFFER = ('data.dataset', 'data.threads', 'train.steps', 'train.log_every', 'train.checkpoint_every')
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a config as sorted JSON."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +326,6 @@ def _begin(
     state, lists = _first_state(run)
     about = {
         'config': config,
-        'config_hash': config_hash(config),
         'dataset': str(run.dataset.folder.absolute()),
         'fingerprint': run.dataset.fingerprint,
         'lists': None if lists is None else checkpoint.write_lists(run.workdir, lists),

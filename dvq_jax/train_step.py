@@ -182,7 +182,8 @@ def _summary(metrics: dict[str, Array], loss: Array, grads: dict[str, Any]) -> d
         'pq_loss': metrics['pq_loss'],
         'codewords_used': jnp.mean((metrics['codewords_used'] > 0).astype(jnp.float32)),
         # Σ n_l² · L / (Σ n_l)²: 1 when the batch's documents spread evenly over the lists.
-        'list_imbalance': jnp.sum(jnp.square(visits.astype(jnp.float32))) * len(visits)
+        'list_imbalance': jnp.sum(jnp.square(visits.astype(jnp.float32)))
+        * len(visits)
         / jnp.maximum(jnp.square(jnp.sum(visits).astype(jnp.float32)), 1.0),
     }
     for group, tree in grads.items():

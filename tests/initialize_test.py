@@ -81,7 +81,9 @@ def test_procrustes_recovers_a_rotation():
 
 
 def test_opq_is_as_good_as_faiss_and_better_than_pq(sample):
-    mixed = sample * np.linspace(0.2, 2, 32, dtype=np.float32)  # unequal subspaces, which a rotation evens out
+    mixed = sample * np.linspace(
+        0.2, 2, 32, dtype=np.float32
+    )  # unequal subspaces, which a rotation evens out
     books, rotation = initialize.opq(mixed, codebooks=4, codewords=16, iterations=25, pq_iterations=10)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(32), atol=1e-5)
     ours = distortion(np.ascontiguousarray(mixed @ rotation), books)
@@ -126,7 +128,10 @@ def test_same_seed_same_bits(sample):
     [
         ({'codebooks': 5}, 'codebooks is 5, which does not divide the dimension 32'),
         ({'codewords': 257}, 'codewords is 257'),
-        ({'codewords': 128, 'sample': 100}, '128 centers need 128 documents or more, the training sample has 100'),
+        (
+            {'codewords': 128, 'sample': 100},
+            '128 centers need 128 documents or more, the training sample has 100',
+        ),
         ({'lists': 5000}, '5000 centers need 5000 documents or more, the training sample has 4000'),
         ({'rotation': 'pca'}, "rotation is 'pca'"),
     ],

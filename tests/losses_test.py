@@ -27,7 +27,8 @@ def pairs():
 EXPECTED = {
     'mse': ((0.9 - 0.7) ** 2 + (0.5 - 0.6) ** 2 + (0.1 + 0.2) ** 2) / 3,
     'margin_mse': sum(((T[i] - T[j]) - (S[i] - S[j])) ** 2 for i, j in pairs()) / 9,
-    'ranknet': sum((T[i] - T[j]) * math.log(1 + math.exp(S[j] - S[i])) for i, j in pairs() if T[i] > T[j]) / 3,
+    'ranknet': sum((T[i] - T[j]) * math.log(1 + math.exp(S[j] - S[i])) for i, j in pairs() if T[i] > T[j])
+    / 3,
     'kl': sum(p * math.log(p / q) for p, q in zip(softmax(S), softmax(T), strict=True)),
     'listnet': -sum(q * math.log(p) for p, q in zip(softmax(S), softmax(T), strict=True)),
 }
@@ -71,7 +72,9 @@ EXTREMES = {
 def test_stays_finite_at_extremes(name, case):
     teacher, student, where = EXTREMES[case]
     where = None if where is None else jnp.asarray(where)
-    value, grads = jax.value_and_grad(lambda s: call(name, teacher, s, where=where).sum())(jnp.asarray(student))
+    value, grads = jax.value_and_grad(lambda s: call(name, teacher, s, where=where).sum())(
+        jnp.asarray(student)
+    )
     assert np.isfinite(float(value)) and np.isfinite(np.asarray(grads)).all()
     if case == 'all masked':
         assert float(value) == 0.0
@@ -109,7 +112,9 @@ def test_blocked_ranknet_equals_all_pairs(count, seed):
     valid = (margin > 0) & where[:, :, None] & where[:, None, :]
     n = where.sum(-1)
     expected = (margin * cost * valid).sum((1, 2)) * 2 / np.maximum(n * (n - 1), 1)
-    np.testing.assert_allclose(call('ranknet', teacher, student, where=jnp.asarray(where)), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        call('ranknet', teacher, student, where=jnp.asarray(where)), expected, rtol=1e-4
+    )
 
 
 def test_contrastive_is_the_mean_log_softmax_of_the_positives():

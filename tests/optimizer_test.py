@@ -59,7 +59,8 @@ def test_nearest_orthogonal_is_the_polar_factor():
 
 
 @pytest.mark.parametrize(
-    ('name', 'expected'), [('constant', [0, 2, 4, 4, 4]), ('linear', [0, 2, 4, 2, 0]), ('cosine', [0, 2, 4, 2, 0])]
+    ('name', 'expected'),
+    [('constant', [0, 2, 4, 4, 4]), ('linear', [0, 2, 4, 2, 0]), ('cosine', [0, 2, 4, 2, 0])],
 )
 def test_schedules_warm_up_and_decay(name, expected):
     rate = optimizer.schedule(name, 4.0, steps=6, warmup=2)

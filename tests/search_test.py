@@ -47,9 +47,7 @@ def test_equals_brute_force_over_the_probed_lists(index, encoding, k, nprobe):
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
     assert (rows == expected_rows).mean() > 0.99  # equal codes tie
     np.testing.assert_array_equal((rows >= 0).sum(1), np.minimum(scanned, k))
-    np.testing.assert_array_equal(
-        search.documents_scanned(index, encoding, queries, nprobe=nprobe), scanned
-    )
+    np.testing.assert_array_equal(search.documents_scanned(index, encoding, queries, nprobe=nprobe), scanned)
 
 
 def test_a_query_does_not_depend_on_its_neighbours(index, encoding):

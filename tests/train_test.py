@@ -29,9 +29,19 @@ SMALL = {
 def start(collection, workdir, *, devices=1, extra=(), **changes):
     """Starts the command; returns the process."""
     overrides = {**SMALL, 'data.dataset': collection['dataset'], **changes}
-    command = [sys.executable, '-m', 'dvq_jax.cli.train', '--config=configs/default.py', f'--workdir={workdir}']
+    command = [
+        sys.executable,
+        '-m',
+        'dvq_jax.cli.train',
+        '--config=configs/default.py',
+        f'--workdir={workdir}',
+    ]
     command += [f'--config.{key}={value}' for key, value in overrides.items()]
-    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+    env = {
+        **os.environ,
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'JAX_PLATFORMS': 'cpu',
+    }
     return subprocess.Popen(
         [*command, *extra], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -94,9 +104,7 @@ def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_pa
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(collection, one_device, eight_devices, tmp_path):
-    process = start(
-        collection, tmp_path / 'W', **{'resume_from': str(eight_devices), 'train.steps': 30}
-    )
+    process = start(collection, tmp_path / 'W', **{'resume_from': str(eight_devices), 'train.steps': 30})
     assert finish(process)['step'] == 30
     longer = start(collection, tmp_path / 'one', **{'resume_from': str(one_device), 'train.steps': 30})
     finish(longer)
@@ -145,7 +153,13 @@ def run(small_config, workdir, **changes):
 
 
 def test_training_improves_the_index(small_config, tmp_path):
-    result = run(small_config, tmp_path, train__steps=200, train__checkpoint_every=100, optimizer__rates__codebooks=3e-3)
+    result = run(
+        small_config,
+        tmp_path,
+        train__steps=200,
+        train__checkpoint_every=100,
+        optimizer__rates__codebooks=3e-3,
+    )
     assert result['metric'] == 'RR@10'
     assert result['best']['RR@10'] > result['first']['RR@10'] + 0.03
     assert checkpoint.available_steps(tmp_path)[0] == 0

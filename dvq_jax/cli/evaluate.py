@@ -15,7 +15,7 @@ from dvq_jax.errors import InputError
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_string('step', 'latest', "'latest', 'best' or a number.")
 _WATCH = flags.DEFINE_bool('watch', False, 'Measure each checkpoint as training writes it, until it ends.')
-_QUERIES = flags.DEFINE_string('queries', None, 'Query embeddings; the dataset\'s dev split without it.')
+_QUERIES = flags.DEFINE_string('queries', None, "Query embeddings; the dataset's dev split without it.")
 _QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids: a .tsv, first column. Else row numbers.')
 _QRELS = flags.DEFINE_string('qrels', None, 'TREC qrels; without them agreement with the teacher alone.')
 _NPROBE = flags.DEFINE_list('nprobe', ['10'], 'Numbers of lists to probe.')
@@ -31,7 +31,9 @@ def _nprobe() -> list[int]:
         raise InputError(f'--nprobe={",".join(_NPROBE.value)}: give numbers, such as 1,10,100.') from error
 
 
-def _measure(step: str | int, nprobe: list[int], queries: evaluate.Queries | None) -> tuple[dict, evaluate.Queries]:
+def _measure(
+    step: str | int, nprobe: list[int], queries: evaluate.Queries | None
+) -> tuple[dict, evaluate.Queries]:
     dataset = open_dataset(checkpoint.load(_WORKDIR.value, step).dataset)
     if queries is None and _QUERIES.value is None:
         queries = evaluate.held_out_queries(dataset)

@@ -1,8 +1,9 @@
-"""Writes the data of *search the Python standard library*: documents, queries, labels and the embedding itself.
+"""Writes the data of *search the Python standard library*: documents, queries, labels, the embedding.
 
-    python -m dvq_jax.cli.pydoc_search --out=DIR [--source=ROOT ...] [--dim=512]
+python -m dvq_jax.cli.pydoc_search --out=DIR [--source=ROOT ...] [--dim=512]
 """
 
+import json
 import pathlib
 import sys
 import time
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from dvq_jax import cli, files
+from dvq_jax import files, metrics, teacher
+from dvq_jax.cli import run
 from dvq_jax.datasets import lsa, pydoc_search
 from dvq_jax.errors import InputError
 
@@ -22,7 +24,9 @@ _SOURCE = flags.DEFINE_multi_string(
 _DIM = flags.DEFINE_integer('dim', 512, 'Dimensions of the embeddings.', lower_bound=1)
 
 
-def _write_docs(folder: pathlib.Path, functions: Sequence[pydoc_search.Function], vectors: np.ndarray) -> None:
+def _write_docs(
+    folder: pathlib.Path, functions: Sequence[pydoc_search.Function], vectors: np.ndarray
+) -> None:
     np.save(folder / 'docs.npy', vectors)
     with open(folder / 'docs.tsv', 'w', encoding='utf-8') as file:
         for function in functions:
@@ -46,27 +50,48 @@ def _write_queries(
                 print(query.id, 0, functions[row].name, 1, file=file)
 
 
+def _measure(
+    queries: Sequence[pydoc_search.Query],
+    vectors: np.ndarray,
+    functions: Sequence[pydoc_search.Function],
+    docs: np.ndarray,
+) -> dict[str, float]:
+    """How good the embedding itself is: exact search over all documents."""
+    rows, scores = teacher.mine(docs, vectors, min(100, len(docs)))
+    begin = time.monotonic()
+    teacher.mine(docs, vectors, min(100, len(docs)))  # again, now that it is compiled
+    seconds = time.monotonic() - begin
+    ids = [query.id for query in queries]
+    qrels = {query.id: {functions[row].name: 1 for row in query.rows} for query in queries}
+    found = [[functions[row].name for row in top] for top in rows]
+    return {
+        **metrics.measure(qrels, metrics.to_run(ids, found, scores)),
+        'bytes_per_document': docs.dtype.itemsize * docs.shape[1],
+        'ms_per_query': round(1000 * seconds / len(ids), 4),
+    }
+
+
 def main() -> dict:
-    """Reads the sources, fits the embedding to documents and training queries, embeds and writes everything."""
+    """Reads the sources, fits the embedding, writes everything, and measures the embedding itself."""
     begin = time.monotonic()
     with files.atomic_folder(_OUT.value) as folder:
         functions, skipped = pydoc_search.read(_SOURCE.value or [pydoc_search.standard_library()])
         train, dev = pydoc_search.split_queries(functions)
         if not train or not dev:
-            raise InputError(
-                f'--source: {len(train) + len(dev)} functions with a docstring are too few; give larger sources.'
-            )
+            count = sum(bool(function.summary) for function in functions)
+            raise InputError(f'--source: {count} documented functions are too few; give larger sources.')
         print(f'{len(functions)} functions, {skipped} files skipped', file=sys.stderr, flush=True)
         texts = [function.text for function in functions]
         pairs = [(query.text, row) for query in train for row in query.rows]
         embedding = lsa.fit(texts, *zip(*pairs, strict=True), dim=_DIM.value)
+        embedding.save(folder / 'lsa')
         docs = embedding.embed(texts)
         _write_docs(folder, functions, docs)
         for split, queries in (('train', train), ('dev', dev)):
             vectors = embedding.embed_queries([query.text for query in queries])
             _write_queries(folder, split, queries, vectors, functions)
-        embedding.save(folder / 'lsa')
-        dense = pydoc_search.dense_metrics(vectors, docs, [query.rows for query in dev])
+        dense = _measure(dev, vectors, functions, docs)
+        (folder / 'dense.json').write_text(json.dumps(dense, indent=2) + '\n', encoding='utf-8')
     return {
         'docs': len(functions),
         'train_queries': len(train),
@@ -79,4 +104,4 @@ def main() -> dict:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    run(main)

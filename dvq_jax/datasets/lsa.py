@@ -1,11 +1,13 @@
-"""A small text embedding without a neural network: latent semantic analysis (Deerwester et al., 1990), supervised.
+"""A small text embedding without a neural network: supervised latent semantic analysis.
 
-A text is a bag of words: identifiers are split at underscores, case and digits, compounds (copytree) also into
-their parts, and words are stemmed. Its weights are x = (1 + ln tf) · idf², of unit norm; idf counts twice because
-only the rare words of a question tell what it is about. With the questions whose document is known:
+A text is a bag of words: identifiers are split at underscores, case and digits, compounds (copytree) also
+into their parts, and words are stemmed. Its weights are x = (1 + ln tf) · idf², of unit norm; idf counts
+twice because only the rare words of a question tell what it is about. With the questions whose document is
+known:
 
-1. P [V, D]: the right singular vectors of the documents, where a document with a known question is the sum of the
-   two, so that words of questions and words of code share dimensions. z = x·P / ‖x·P‖.
+1. P [V, D]: the right singular vectors of the documents (latent semantic analysis, Deerwester et al., 1990),
+   where a document with a known question is the sum of the two, so that words of questions and words of code
+   share dimensions. z = x·P / ‖x·P‖.
 2. W [D, D]: maps questions to their documents, W = argmin ‖Z_q·W − Z_d‖² + λ‖W − I‖².
 
 A document is z, a question z·W, both of unit norm; they are compared by inner product.
@@ -43,8 +45,9 @@ def _stem(word: str) -> str:
 def compounds(documents: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Finds written-together words: copytree is copy and tree.
 
-    A word is a compound of two words where both have three letters or more and are in 5 documents or more, and in
-    more documents than the compound. Of several splits the one whose rarer part is the most frequent is taken.
+    A word is a compound of two words where both have three letters or more and are in 5 documents or more,
+    and in more documents than the compound. Of several splits the one whose rarer part is in the most
+    documents is taken.
 
     Args:
       documents: texts.
@@ -56,7 +59,7 @@ def compounds(documents: Sequence[str]) -> dict[str, tuple[str, str]]:
         word for text in documents for word in {word.lower() for word in _WORD.findall(text)}
     )
     parts = {}
-    for word, count in counts.items():
+    for word, count in sorted(counts.items()):
         cuts = range(_SHORTEST_PART, len(word) - _SHORTEST_PART + 1)
         splits = [(min(counts[word[:cut]], counts[word[cut:]]), cut) for cut in cuts]
         rarest, cut = max(splits, default=(0, 0))

@@ -1,14 +1,14 @@
 """Docstring to function retrieval over installed Python sources: *search the Python standard library*.
 
-The recipe is CodeSearchNet's (Husain et al., 2019, arXiv 1909.09436): a function's docstring is the query, the
-function without it is the document. Here:
+The recipe is CodeSearchNet's (Husain et al., 2019, arXiv 1909.09436): a function's docstring is the query,
+the function without it is the document. Here:
 
-- a document is a function or a method (one nested in another is part of it); its text is its qualified name and
-  its code without any docstring, comments kept;
-- a query is the first paragraph of a docstring, of three words or more; functions that share a paragraph share
-  the query, and all of them are relevant to it;
-- left out: special methods (`__init__`, ...), whose names and docstrings say little of what they do, and bodies
-  that do nothing (`pass`, `...`, `raise NotImplementedError`).
+- a document is a function or a method (one nested in another is part of it); its text is its qualified name
+  and its code without any docstring, comments kept;
+- a query is the first paragraph of a docstring, of three words or more; functions that share a paragraph
+  share the query, and all of them are relevant to it;
+- left out: special methods (`__init__`, ...), whose names and docstrings say little of what they do, and
+  bodies that do nothing (`pass`, `...`, `raise NotImplementedError`).
 """
 
 import ast
@@ -23,16 +23,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from dvq_jax.errors import InputError
 
-# Nobody who searches a library wants these: tests, demos, an editor, tables of characters, and the build tools
-# and old grammars that left the standard library. Folders that are not packages (site-packages) are never read.
-SKIPPED = frozenset({
-    '__pycache__', '__phello__', 'test', 'tests', 'idlelib', 'turtledemo', 'pydoc_data', 'encodings', 'ensurepip',
-    'distutils', 'lib2to3',
-})  # fmt: skip
+# Nobody who searches a library wants these: tests, demos, an editor, tables of characters, and the build
+# tools and old grammars that left the standard library. A folder whose name is not an identifier
+# (site-packages) is no package and is not read either.
+_LEFT_OUT = """
+__pycache__ __phello__ test tests idlelib turtledemo pydoc_data encodings ensurepip distutils lib2to3
+"""
+SKIPPED = frozenset(_LEFT_OUT.split())
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DOCUMENTED = (ast.ClassDef, *_FUNCTIONS)
 _SPECIAL = re.compile(r'__\w+__')
@@ -100,8 +99,9 @@ def module_name(path: pathlib.PurePath) -> str:
 
 
 def first_paragraph(docstring: str) -> str:
-    """The text before the first blank line, on one line."""
-    return ' '.join(re.split(r'\n\s*\n', docstring.strip(), maxsplit=1)[0].split())
+    """The text before the first blank line, on one line; lone surrogates become '?'."""
+    text = ' '.join(re.split(r'\n\s*\n', docstring.strip(), maxsplit=1)[0].split())
+    return text.encode(errors='replace').decode()
 
 
 def _docstring(node: ast.AST) -> ast.Constant | None:
@@ -211,8 +211,8 @@ def read(roots: Sequence[str | os.PathLike]) -> tuple[list[Function], int]:
                 continue
             for function in found:
                 seen[function.name] += 1
-                count = seen[function.name]
-                functions.append(function if count == 1 else function._replace(name=f'{function.name}:{count}'))
+                nth = seen[function.name]
+                functions.append(function if nth == 1 else function._replace(name=f'{function.name}:{nth}'))
     if not functions:
         raise InputError(f'--source={roots[0]}: no Python function found; give a folder of Python sources.')
     return functions, skipped
@@ -237,32 +237,3 @@ def split_queries(functions: Sequence[Function]) -> tuple[list[Query], list[Quer
         drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') % _DEV_SHARE == 0
         (dev if drawn else train).append(Query(id=name, text=text, rows=tuple(rows)))
     return train, dev
-
-
-def dense_metrics(
-    queries: np.ndarray,
-    docs: np.ndarray,
-    relevant: Sequence[Sequence[int]],
-    *,
-    block: int = 512,
-) -> dict[str, float]:
-    """Exact search by inner product, measured: MRR@10, R@10, R@100, under ir_measures' names.
-
-    Args:
-      queries: [Q, D] float32.
-      docs: [N, D] float32.
-      relevant: the relevant rows of each query, at least one.
-      block: queries scored at a time.
-
-    Returns:
-      {'RR@10': .., 'R@10': .., 'R@100': ..}, means over the queries.
-    """
-    sums = np.zeros(3)
-    for begin in range(0, len(queries), block):
-        scores_qn = queries[begin : begin + block] @ docs.T
-        tops = np.argsort(-scores_qn, axis=1, kind='stable')[:, :100]
-        for top, rows in zip(tops, relevant[begin : begin + block], strict=True):
-            hits = np.isin(top, rows)
-            rank = int(np.argmax(hits)) + 1 if hits[:10].any() else np.inf
-            sums += 1 / rank, hits[:10].sum() / len(rows), hits.sum() / len(rows)
-    return dict(zip(('RR@10', 'R@10', 'R@100'), (sums / len(queries)).tolist(), strict=True))

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Search the Python standard library: embeds its functions, trains an index, serves it with ScaNN, asks it.
+# usage: bash launch/quickstart.sh [FOLDER]
+set -euo pipefail
+out=$(realpath -m "${1:-quickstart}")
+. "$(dirname "$0")/environment.sh" quickstart
+
+run() {  # prints the command; its result, one JSON line, goes to stdout
+  echo "+ python -m dvq_jax.cli.$*" >&2
+  python -m "dvq_jax.cli.$@"
+}
+
+rm -rf "$out"
+mkdir -p "$out"
+
+# Documents are functions without their docstrings, queries are docstrings' first paragraphs.
+run pydoc_search --out="$out/data"
+dev=(--queries="$out/data/dev_queries.npy" --query_ids="$out/data/dev_queries.tsv" --qrels="$out/data/dev_qrels.txt")
+
+run prepare --corpus="$out/data/docs.npy" --corpus_ids="$out/data/docs.tsv" \
+  --queries="$out/data/train_queries.npy" --query_ids="$out/data/train_queries.tsv" \
+  --qrels="$out/data/train_qrels.txt" --topk=200 --out="$out/dataset"
+run train --config=configs/quickstart.py --config.data.dataset="$out/dataset" --workdir="$out/run"
+run evaluate --workdir="$out/run" --step=best "${dev[@]}" --nprobe=1,10,128
+
+for step in 0 best; do
+  run export --workdir="$out/run" --step="$step" --format=scann --out="$out/index-$step"
+  run search --index="$out/index-$step" "${dev[@]}" --k=100 --nprobe=10 --out="$out/run-$step.trec" |
+    tee "$out/search-$step.json"
+done
+
+run ask --index="$out/index-best" --data="$out/data"
+echo
+echo "Held-out queries, 10 of 128 lists probed, the index served by ScaNN:"
+run compare --result="dense teacher=$out/data/dense.json" \
+  --result="index before training=$out/search-0.json" \
+  --result="index after training=$out/search-best.json" | head -n -1
+
+echo
+echo "Ask your own:"
+echo "  .venv/bin/python -m dvq_jax.cli.ask --index=$out/index-best --data=$out/data --question='how do I ...'"
