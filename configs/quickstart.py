@@ -1,4 +1,4 @@
-"""Search the Python standard library: 10 thousand functions, 32 bytes each instead of 2048. 2 minutes on 2 cores.
+"""Search the Python standard library: 10 thousand functions, 32 bytes each instead of 2048.
 
 python -m dvq_jax.cli.train --config=configs/quickstart.py --config.data.dataset=DATASET --workdir=W
 """

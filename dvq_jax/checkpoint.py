@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dvq_jax import files
 from dvq_jax.errors import InputError
+from dvq_jax.towers import Tower
 from dvq_jax.train_step import TrainState
 from dvq_jax.types import IndexParams
 
@@ -35,23 +36,21 @@ class Trained:
     Attributes:
       step: of the checkpoint.
       params: the index, numpy arrays.
-      tower: the query tower's name.
-      tower_args: its hyperparameters.
-      tower_params: its parameters, numpy arrays; empty for the identity.
+      tower: the query tower.
       lists: [N] int32, the frozen lists, memory-mapped; None where documents go to the nearest list.
       config: the training config.
       dataset: path of the training dataset.
+      fingerprint: of the corpus that it was trained on.
       metrics: the dev metrics at that step.
     """
 
     step: int
     params: IndexParams
-    tower: str
-    tower_args: dict[str, Any]
-    tower_params: dict[str, Any]
+    tower: Tower
     lists: np.ndarray | None
     config: dict[str, Any]
     dataset: str
+    fingerprint: str
     metrics: dict[str, float]
 
 
@@ -191,23 +190,29 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(workdir / _FOLDER, options=options) as manager:
         if step == 'best':
-            number = max(steps, key=lambda one: (notes := _about(manager, one))['metrics'][notes['metric']])
+            abouts = {one: _about(manager, one) for one in steps}
+            number = max(steps, key=lambda one: (abouts[one]['metrics'][abouts[one]['metric']], one))
         else:
             number = steps[-1] if step == 'latest' else _number(step)
         if number not in steps:
             raise InputError(f'{workdir}: has no checkpoint of step {step}; it has {steps}.')
         args = ocp.args.Composite(params=ocp.args.PyTreeRestore(), about=ocp.args.JsonRestore())
-        restored = manager.restore(number, args=args)
+        try:
+            restored = manager.restore(number, args=args)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f'{workdir}: checkpoint {number} cannot be read, or training has just replaced it ({error}); '
+                'take another --step.'
+            ) from error
     params, notes = restored['params'], restored['about']
     return Trained(
         step=number,
         params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),
-        tower=notes['config']['tower']['name'],
-        tower_args=notes['config']['tower']['args'],
-        tower_params=params.get('tower') or {},
+        tower=Tower(**notes['config']['tower'], params=params.get('tower') or {}),
         lists=read_lists(workdir, notes['lists']) if notes['lists'] else None,
         config=notes['config'],
         dataset=notes['dataset'],
+        fingerprint=notes['fingerprint'],
         metrics=notes['metrics'],
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from dvq_jax import checkpoint, metrics, search, towers
 from dvq_jax.corpus import encode_corpus
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
-from dvq_jax.dataset import Dataset
+from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
@@ -152,11 +152,31 @@ def _judge(queries: Queries, found: Sequence[Sequence[str]], scores: np.ndarray)
     return metrics.measure(qrels, metrics.to_run(queries.ids, found, scores))
 
 
+def open_trained(workdir: str, step: str | int) -> tuple[checkpoint.Trained, Dataset]:
+    """A checkpoint, and the dataset that its run was trained on.
+
+    Args:
+      workdir: the run's folder.
+      step: 'latest', 'best' or a number.
+
+    Returns:
+      Both.
+
+    Raises:
+      InputError: no such checkpoint, or its dataset is gone or has another corpus now.
+    """
+    trained = checkpoint.load(workdir, step)
+    dataset = open_dataset(trained.dataset)
+    if dataset.fingerprint != trained.fingerprint:
+        raise InputError(f'{dataset.folder}: has another corpus than {workdir} was trained on; train again.')
+    return trained, dataset
+
+
 def encode_trained(trained: checkpoint.Trained, corpus: np.ndarray) -> Encoding:
     """Encodes the corpus as the checkpoint's run does: in its frozen lists, or in the nearest ones.
 
     Args:
-      trained: from `checkpoint.load`.
+      trained: from `open_trained`.
       corpus: [N, D] float, the corpus of its dataset.
 
     Returns:
@@ -165,46 +185,36 @@ def encode_trained(trained: checkpoint.Trained, corpus: np.ndarray) -> Encoding:
     return encode_corpus(trained.params, corpus, trained.lists)
 
 
-def transform_queries(trained: checkpoint.Trained, queries: np.ndarray) -> np.ndarray:
-    """Applies the checkpoint's query tower: [Q, D] float to [Q, D] float32."""
-    tower = towers.build(trained.tower, **trained.tower_args)
-    return np.asarray(tower.apply({'params': trained.tower_params}, np.asarray(queries, np.float32)))
-
-
-def evaluate_checkpoint(
-    workdir: str,
-    step: str | int,
-    *,
-    nprobe: Sequence[int],
+def evaluate_trained(
+    trained: checkpoint.Trained,
     dataset: Dataset,
     queries: Queries,
+    *,
+    nprobe: Sequence[int],
     run_prefix: str | None = None,
 ) -> dict[str, Any]:
-    """Restores a checkpoint, encodes the corpus, searches and measures.
+    """Encodes the corpus, searches and measures.
 
     Args:
-      workdir: the run's folder.
-      step: 'latest', 'best' or a number.
-      nprobe: the numbers of lists to probe.
-      dataset: the run's dataset.
+      trained: from `open_trained`.
+      dataset: its dataset.
       queries: what is judged.
+      nprobe: the numbers of lists to probe.
       run_prefix: see `evaluate_index`.
 
     Returns:
       'nprobe' (see `evaluate_index`), 'step', 'bytes_per_document' (codes alone) and 'documents'.
 
     Raises:
-      InputError: no such checkpoint, or an nprobe that is not in [1, L].
+      InputError: an nprobe that is not in [1, L].
     """
-    trained = checkpoint.load(workdir, step)
     for lists in nprobe:
         search.check_nprobe(lists, len(trained.params.centroids))
-    encoding = encode_trained(trained, dataset.corpus)
     results = evaluate_index(
         trained.params,
-        encoding,
+        encode_trained(trained, dataset.corpus),
         queries,
-        transformed=transform_queries(trained, queries.embeddings),
+        transformed=towers.apply(trained.tower, queries.embeddings),
         nprobe=nprobe,
         run_prefix=run_prefix,
     )

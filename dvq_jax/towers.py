@@ -3,11 +3,13 @@
 Every tower is the identity when training starts, so that the index begins at its initial quality.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dvq_jax.errors import InputError
 from dvq_jax.types import Array
@@ -58,6 +60,21 @@ class Mlp(nn.Module):
 TOWERS: dict[str, type[nn.Module]] = {'identity': Identity, 'linear': Linear, 'mlp': Mlp}
 
 
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A trained query tower.
+
+    Attributes:
+      name: as `build` takes it.
+      args: its hyperparameters.
+      params: its parameter tree; empty for the identity.
+    """
+
+    name: str = 'identity'
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def build(name: str, **hyperparameters: Any) -> nn.Module:
     """The tower of that name.
 
@@ -92,3 +109,17 @@ def initial_params(tower: nn.Module, dim: int, *, seed: int) -> dict:
     """
     variables = tower.init(jax.random.key(seed), jnp.zeros((1, dim)))
     return dict(variables.get('params', {}))
+
+
+def apply(tower: Tower, queries: np.ndarray) -> np.ndarray:
+    """Passes queries through a trained tower.
+
+    Args:
+      tower: the tower.
+      queries: [q, D] float.
+
+    Returns:
+      [q, D] float32.
+    """
+    module = build(tower.name, **tower.args)
+    return np.asarray(module.apply({'params': tower.params}, jnp.asarray(queries, jnp.float32)))

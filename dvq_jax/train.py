@@ -32,6 +32,7 @@ from dvq_jax.errors import InputError
 from dvq_jax.initialize import initialize
 from dvq_jax.progress import Progress
 from dvq_jax.train_step import Objective, TrainState, index_params, init_state, make_train_step
+from dvq_jax.types import IndexParams
 
 _MAY_DIFFER = ('data.dataset', 'data.threads', 'train.steps', 'train.log_every', 'train.checkpoint_every')
 
@@ -137,7 +138,7 @@ def _blank_state(run: _Run) -> TrainState:
             f'index.codebooks is {index.codebooks}, which does not divide the dimension {dim}; '
             f'use a divisor of {dim}.'
         )
-    shapes = checkpoint.IndexParams(
+    shapes = IndexParams(
         centroids=np.zeros((index.lists, dim), np.float32),
         codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
         rotation=np.zeros((dim, dim), np.float32),
@@ -145,16 +146,29 @@ def _blank_state(run: _Run) -> TrainState:
     return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)
 
 
-def _first_state(run: _Run) -> tuple[TrainState, np.ndarray | None]:
+def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> None:
+    for name, ours in blank.params.items():
+        theirs = getattr(index, name, ours)
+        if name != 'tower' and theirs.shape != ours.shape:
+            raise InputError(
+                f'init_from: {source} has {name} of shape {list(theirs.shape)}, the config wants '
+                f'{list(ours.shape)}; use the same index settings, or start anew.'
+            )
+
+
+def _first_state(run: _Run, blank: TrainState) -> tuple[TrainState, np.ndarray | None]:
     """Rules 3 and 4: the state at step 0, and the frozen lists."""
     config, corpus = run.config, run.dataset.corpus
     tower_params = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed)
     lists = None
     if config.init_from:
         source = checkpoint.load(config.init_from)
-        index, lists = source.params, source.lists
-        if source.tower == config.tower.name:
-            tower_params = source.tower_params
+        index = source.params
+        if source.fingerprint == run.dataset.fingerprint:
+            lists = source.lists
+        _check_same_shapes(index, blank, config.init_from)
+        if (source.tower.name, source.tower.args) == (config.tower.name, config.tower.args.to_dict()):
+            tower_params = source.tower.params
     else:
         index = initialize(corpus, seed=config.seed, **config.index.to_dict(), **config.initialize.to_dict())
     if run.dynamic:
@@ -323,7 +337,7 @@ def _begin(
             checkpoint.write_lists(run.workdir, lists)
         dataset = str(run.dataset.folder.absolute())
         return state, lists, {**saved, 'config': config, 'dataset': dataset}
-    state, lists = _first_state(run)
+    state, lists = _first_state(run, blank)
     about = {
         'config': config,
         'dataset': str(run.dataset.folder.absolute()),
@@ -336,7 +350,7 @@ def _begin(
 
 def _finish(run: _Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
     steps = sorted(history, key=int)
-    best = max(steps, key=lambda step: history[step][run.metric])
+    best = max(steps, key=lambda step: (history[step][run.metric], int(step)))
     result = {
         'workdir': str(run.workdir),
         'step': int(steps[-1]),

@@ -128,8 +128,8 @@ def test_gather_reads_rows_and_pads_with_zeros():
 
 
 def test_read_ids_takes_the_first_column(tmp_path):
-    (tmp_path / 'ids.tsv').write_text('a\tx\nb c\n\u00e9\ty\tz\n', encoding='utf-8')
-    assert data.read_ids(tmp_path / 'ids.tsv', 3) == ['a', 'b c', 'é']
+    (tmp_path / 'ids.tsv').write_text('a\tx y\nb\n\u00e9\ty\tz\n', encoding='utf-8')
+    assert data.read_ids(tmp_path / 'ids.tsv', 3) == ['a', 'b', 'é']
     assert data.read_ids(None, 3) == ['0', '1', '2']
 
 
@@ -139,7 +139,8 @@ def test_read_ids_takes_the_first_column(tmp_path):
         ('a\nb\n', 'has 2 ids for 3 embeddings'),
         ('a\nb\nc\nd\n', 'has 4 ids for 3 embeddings'),
         ('a\nb\ta\na\tb\n', "line 3 repeats the id 'a'"),
-        ('a\n\tb\nc\n', 'line 2 has no id'),
+        ('a\n\tb\nc\n', "line 2 has the id ''"),
+        ('a\nb c\nd\n', "line 2 has the id 'b c'; ids must be unique words"),
     ],
 )
 def test_read_ids_rejects(tmp_path, text, message):

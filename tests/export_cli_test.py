@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dvq_jax
-from dvq_jax import checkpoint, dataset, evaluate
+from dvq_jax import evaluate
 from dvq_jax.export import manifest
 from dvq_jax.prepare import prepare
 
@@ -87,14 +87,11 @@ def search_flags(folder, **changes):
 
 
 def test_search_reproduces_evaluate(folder, tmp_path):
-    trained = checkpoint.load(folder / 'run', 'latest')
-    source = dataset.open_dataset(trained.dataset)
+    trained, source = evaluate.open_trained(folder / 'run', 'latest')
     queries = evaluate.read_queries(
         folder / 'queries.npy', query_ids=folder / 'queries.tsv', qrels=folder / 'qrels.txt', dataset=source
     )
-    expected = evaluate.evaluate_checkpoint(
-        folder / 'run', 'latest', nprobe=[3], dataset=source, queries=queries, run_prefix=f'{tmp_path}/'
-    )
+    expected = evaluate.evaluate_trained(trained, source, queries, nprobe=[3], run_prefix=f'{tmp_path}/')
     said = run('search', **search_flags(folder, out=tmp_path / 'found.trec'))
     for name in ('RR@10', 'R@10', 'R@50', 'R@100', 'nDCG@10'):
         assert said[name] == pytest.approx(expected['nprobe']['3'][name], abs=1e-9)

@@ -15,7 +15,7 @@ import dvq_jax
 from dvq_jax import files, quantizer, search, towers
 from dvq_jax.errors import InputError
 from dvq_jax.export import faiss, ids, manifest, scann, transform, verify
-from dvq_jax.export.transform import Tower
+from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
 DOCS, DIM, LISTS, BOOKS = 5000, 32, 64, 8

@@ -271,3 +271,20 @@ def test_follow_sees_each_checkpoint_and_ends(one_device):
 def test_config_is_plain_values(small_config):
     assert isinstance(small_config, ml_collections.ConfigDict)
     assert json.loads(json.dumps(small_config.to_dict())) == small_config.to_dict()
+
+
+def test_index_of_another_shape_is_no_start(small_config, tmp_path):
+    run(small_config, tmp_path / 'first', train__steps=0)
+    with pytest.raises(
+        InputError, match=r'has codebooks of shape \[4, 16, 8\], the config wants \[8, 16, 4\]'
+    ):
+        run(small_config, tmp_path / 'second', init_from=str(tmp_path / 'first'), index__codebooks=8)
+
+
+def test_damaged_checkpoint_is_named(small_config, tmp_path):
+    run(small_config, tmp_path, train__steps=0)
+    for path in (tmp_path / 'checkpoints/0/params').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'')
+    with pytest.raises(InputError, match='checkpoint 0 cannot be read'):
+        checkpoint.load(tmp_path)

@@ -9,11 +9,11 @@ from absl import app, logging
 from dvq_jax.errors import InputError
 
 
-def run(main: Callable[[], dict]) -> None:
+def run(main: Callable[[], dict | None]) -> None:
     """Runs a command: its result goes to stdout as one JSON line, bad input to stderr with exit code 2.
 
     Args:
-      main: the command; takes nothing (flags are parsed), returns what to print.
+      main: the command; takes nothing (flags are parsed), returns what to print, or None if it has.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -26,6 +26,7 @@ def run(main: Callable[[], dict]) -> None:
         except InputError as error:
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
-        print(json.dumps(result), flush=True)
+        if result is not None:
+            print(json.dumps(result), flush=True)
 
     app.run(guarded)

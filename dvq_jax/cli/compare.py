@@ -12,7 +12,10 @@ from dvq_jax.cli import run
 from dvq_jax.errors import InputError
 
 _RESULT = flags.DEFINE_multi_string(
-    'result', None, 'NAME=FILE, a row: what `search` printed, or the dense.json of `pydoc_search`.', required=True
+    'result',
+    None,
+    'NAME=FILE, a row: what `search` printed, or the dense.json of `pydoc_search`.',
+    required=True,
 )
 # What a result file calls it -> column and format.
 _COLUMNS = {

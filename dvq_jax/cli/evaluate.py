@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 
 from dvq_jax import checkpoint, cli, evaluate, files
-from dvq_jax.dataset import open_dataset
+from dvq_jax.dataset import Dataset
 from dvq_jax.errors import InputError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -31,38 +31,41 @@ def _nprobe() -> list[int]:
         raise InputError(f'--nprobe={",".join(_NPROBE.value)}: give numbers, such as 1,10,100.') from error
 
 
+def _queries(dataset: Dataset) -> evaluate.Queries:
+    if _QUERIES.value is None:
+        return evaluate.held_out_queries(dataset)
+    return evaluate.read_queries(
+        _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
+    )
+
+
 def _measure(
     step: str | int, nprobe: list[int], queries: evaluate.Queries | None
 ) -> tuple[dict, evaluate.Queries]:
-    dataset = open_dataset(checkpoint.load(_WORKDIR.value, step).dataset)
-    if queries is None and _QUERIES.value is None:
-        queries = evaluate.held_out_queries(dataset)
-    elif queries is None:
-        queries = evaluate.read_queries(
-            _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
-        )
-    result = evaluate.evaluate_checkpoint(
-        _WORKDIR.value, step, nprobe=nprobe, dataset=dataset, queries=queries, run_prefix=_RUN_PREFIX.value
-    )
+    trained, dataset = evaluate.open_trained(_WORKDIR.value, step)
+    queries = queries or _queries(dataset)
+    result = evaluate.evaluate_trained(trained, dataset, queries, nprobe=nprobe, run_prefix=_RUN_PREFIX.value)
     if _OUT.value:
         with files.atomic_file(_OUT.value) as aside:
             aside.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
     return result, queries
 
 
-def main() -> dict:
-    """Measures one checkpoint, or follows a run and returns the last."""
+def main() -> dict | None:
+    """Measures one checkpoint, or prints each of a run as it appears."""
     nprobe = _nprobe()
     if not _WATCH.value:
         return _measure(_STEP.value, nprobe, None)[0]
-    queries, last = None, None
+    queries = None
     for step in evaluate.follow(_WORKDIR.value):
-        if last is not None:
-            print(json.dumps(last), flush=True)
-        last, queries = _measure(step, nprobe, queries)
-    if last is None:
-        raise InputError(f'{pathlib.Path(_WORKDIR.value)}: training ended without a checkpoint.')
-    return last
+        try:
+            result, queries = _measure(step, nprobe, queries)
+        except InputError:
+            if step in checkpoint.available_steps(pathlib.Path(_WORKDIR.value)):
+                raise
+            continue  # training keeps the latest and the best; this one was neither any more
+        print(json.dumps(result), flush=True)
+    return None
 
 
 if __name__ == '__main__':

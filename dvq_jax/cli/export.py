@@ -9,10 +9,9 @@ import time
 
 from absl import flags
 
-from dvq_jax import checkpoint, data, dataset, evaluate, files
+from dvq_jax import data, evaluate, files
 from dvq_jax.cli import run
 from dvq_jax.errors import InputError
-from dvq_jax.export.transform import Tower
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that train wrote.', required=True)
 _STEP = flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
@@ -46,15 +45,14 @@ def main() -> dict:
     if _FORMAT.value == 'faiss' and only_scann:
         raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')
     files.make_folder(out.parent)
-    trained = checkpoint.load(_WORKDIR.value, _STEP.value)
-    source = dataset.open_dataset(trained.dataset)
+    trained, source = evaluate.open_trained(_WORKDIR.value, _STEP.value)
     written = _write(
         out,
         corpus=source.corpus,
         params=trained.params,
         encoding=evaluate.encode_trained(trained, source.corpus),
         doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
-        tower=Tower(trained.tower, trained.tower_args, trained.tower_params),
+        tower=trained.tower,
         step=trained.step,
         config=trained.config,
     )

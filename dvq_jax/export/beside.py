@@ -8,7 +8,7 @@ import numpy as np
 
 from dvq_jax.export import ids, manifest, transform
 from dvq_jax.export.manifest import Manifest
-from dvq_jax.export.transform import Tower
+from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
 NAMES = (ids.NAME, transform.NAME)

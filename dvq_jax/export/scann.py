@@ -33,9 +33,9 @@ from dvq_jax import files
 from dvq_jax.errors import InputError
 from dvq_jax.export import beside, manifest
 from dvq_jax.export.manifest import Manifest
-from dvq_jax.export.transform import Tower
 from dvq_jax.export.verify import verify
 from dvq_jax.progress import Progress
+from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
 Lookup = Literal['float', 'int8', 'lut16']

@@ -5,7 +5,6 @@ index: arrays only ('rotation', and the tower's parameters by path, 'tower/Dense
 The tower's name and hyperparameters are in the manifest.
 """
 
-import dataclasses
 import os
 import zipfile
 from typing import Any
@@ -17,24 +16,10 @@ from flax import traverse_util
 
 from dvq_jax import towers
 from dvq_jax.errors import InputError
+from dvq_jax.towers import Tower
 
 NAME = 'query_transform.npz'
 _BLOCK = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """A trained query tower.
-
-    Attributes:
-      name: as `towers.build` takes it.
-      args: its hyperparameters.
-      params: its parameter tree; empty for the identity.
-    """
-
-    name: str = 'identity'
-    args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write(path: str | os.PathLike, *, rotation: np.ndarray, tower: Tower) -> None:

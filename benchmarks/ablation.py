@@ -1,0 +1,106 @@
+"""The paper's two ablations on your own data: which loss (its eqs. 7 to 11), which candidates (its Table 3).
+
+python benchmarks/ablation.py --table=losses --dataset=DATASET --workdir=W --out=docs/results/losses.json \
+    --queries=dev_queries.npy --query_ids=dev_queries.tsv --qrels=dev_qrels.txt
+
+Every row starts from the same index and takes the same number of steps; it differs in one config value. The
+table goes to stdout as Markdown, the numbers to --out. Rows that are finished are kept and not run again.
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
+
+from absl import app, flags, logging
+
+from configs import pycode
+from dvq_jax import evaluate, files, train
+from dvq_jax.dataset import open_dataset
+
+TABLES = {
+    'losses': [
+        {'loss.name': 'mse'},
+        {'loss.name': 'margin_mse'},
+        {'loss.name': 'ranknet'},
+        {'loss.name': 'kl'},
+        {'loss.name': 'listnet'},
+        {'candidates': 'gt+ib', 'loss.name': 'contrastive'},
+    ],
+    'candidates': [
+        {'candidates': 'gt+ib'},
+        {'candidates': 'top200:1+ib'},
+        {'candidates': 'top200:10'},
+        {'candidates': 'top200:10+ib'},
+        {'candidates': 'top200'},
+        {'candidates': 'top200+ib'},
+        {'candidates': 'gt+top200:10'},
+        {'candidates': 'gt+top200:10+ib'},
+        {'candidates': 'gt+top200'},
+        {'candidates': 'gt+top200+ib'},
+    ],
+}
+SHOWN = ('RR@10', 'R@10', 'R@100', 'teacher@10')
+
+_TABLE = flags.DEFINE_enum('table', None, list(TABLES), 'Which table.', required=True)
+_DATASET = flags.DEFINE_string('dataset', None, 'What `prepare` wrote.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the runs.', required=True)
+_OUT = flags.DEFINE_string('out', None, 'The numbers, JSON.', required=True)
+_QUERIES = flags.DEFINE_string('queries', None, 'Queries to report on, never trained on.', required=True)
+_QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids.')
+_QRELS = flags.DEFINE_string('qrels', None, 'Their qrels.', required=True)
+_STEPS = flags.DEFINE_integer('steps', 500, 'Steps of each run.')
+_NPROBE = flags.DEFINE_list('nprobe', ['10', '1024'], 'Lists probed.')
+
+
+def _run(name: str, changes: dict, *, init_from: str, steps: int, dataset, queries) -> dict:
+    """Trains one row and measures its last checkpoint."""
+    config = pycode.get_config()
+    config.data.dataset = _DATASET.value
+    config.init_from = init_from
+    config.train.steps = config.train.checkpoint_every = max(steps, 1)
+    config.train.steps = steps
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    workdir = str(pathlib.Path(_WORKDIR.value) / name)
+    done = train.train(config, workdir)
+    trained, _ = evaluate.open_trained(workdir, 'latest')
+    nprobe = [int(value) for value in _NPROBE.value]
+    result = evaluate.evaluate_trained(trained, dataset, queries, nprobe=nprobe)
+    return {'changes': changes, 'steps': steps, 'train_seconds': done['seconds'], **result}
+
+
+def _markdown(rows: dict[str, dict]) -> str:
+    titles = [f'{metric.replace("RR@", "MRR@")}, P {probe}' for probe in _NPROBE.value for metric in SHOWN]
+    lines = ['| | ' + ' | '.join(titles) + ' | seconds |', '|---|' + '---:|' * (len(titles) + 1)]
+    for name, row in rows.items():
+        cells = [f'{row["nprobe"][probe][metric]:.4f}' for probe in _NPROBE.value for metric in SHOWN]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {row["train_seconds"]:.0f} |')
+    return '\n'.join(lines)
+
+
+def main(_argv: list[str]) -> None:
+    """Runs the rows that are missing, then prints the table."""
+    logging.set_verbosity(logging.ERROR)
+    dataset = open_dataset(_DATASET.value)
+    queries = evaluate.read_queries(
+        _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
+    )
+    out = pathlib.Path(_OUT.value)
+    rows = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
+    start = str(pathlib.Path(_WORKDIR.value) / 'start')
+    todo = {'start': ({}, '', 0)}
+    todo |= {' '.join(row.values()): (row, start, _STEPS.value) for row in TABLES[_TABLE.value]}
+    for name, (changes, init_from, steps) in todo.items():
+        if name not in rows:
+            rows[name] = _run(
+                name, changes, init_from=init_from, steps=steps, dataset=dataset, queries=queries
+            )
+            with files.atomic_file(out) as aside:
+                aside.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+    print(_markdown(rows))
+
+
+if __name__ == '__main__':
+    app.run(main)
