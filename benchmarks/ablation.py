@@ -50,7 +50,8 @@ _OUT = flags.DEFINE_string('out', None, 'The numbers, JSON.', required=True)
 _QUERIES = flags.DEFINE_string('queries', None, 'Queries to report on, never trained on.', required=True)
 _QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids.')
 _QRELS = flags.DEFINE_string('qrels', None, 'Their qrels.', required=True)
-_STEPS = flags.DEFINE_integer('steps', 500, 'Steps of each run.')
+_STEPS = flags.DEFINE_integer('steps', 600, 'Steps of each run.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'B of each run.')
 _NPROBE = flags.DEFINE_list('nprobe', ['10', '1024'], 'Lists probed.')
 
 
@@ -58,9 +59,9 @@ def _run(name: str, changes: dict, *, init_from: str, steps: int, dataset, queri
     """Trains one row and measures its last checkpoint."""
     config = pycode.get_config()
     config.data.dataset = _DATASET.value
+    config.data.batch_size = _BATCH_SIZE.value
     config.init_from = init_from
-    config.train.steps = config.train.checkpoint_every = max(steps, 1)
-    config.train.steps = steps
+    config.train.steps, config.train.checkpoint_every = steps, max(steps, 1)
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     workdir = str(pathlib.Path(_WORKDIR.value) / name)
@@ -68,7 +69,8 @@ def _run(name: str, changes: dict, *, init_from: str, steps: int, dataset, queri
     trained, _ = evaluate.open_trained(workdir, 'latest')
     nprobe = [int(value) for value in _NPROBE.value]
     result = evaluate.evaluate_trained(trained, dataset, queries, nprobe=nprobe)
-    return {'changes': changes, 'steps': steps, 'train_seconds': done['seconds'], **result}
+    settings = {'changes': changes, 'steps': steps, 'batch_size': _BATCH_SIZE.value}
+    return {**settings, 'train_seconds': done['seconds'], **result}
 
 
 def _markdown(rows: dict[str, dict]) -> str:

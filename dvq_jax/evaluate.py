@@ -18,6 +18,7 @@ from dvq_jax.teacher import mine
 from dvq_jax.types import Encoding, IndexParams
 
 DEPTH = 100
+TEACHER_METRICS = ('teacher@10', 'teacher@100')
 DONE = 'done.json'
 
 
@@ -136,8 +137,10 @@ def evaluate_index(
         scanned = search.documents_scanned(params, inverted, transformed, nprobe=lists)
         results[str(lists)] = {
             **values,
-            'teacher@10': metrics.teacher_agreement(rows, queries.teacher, 10),
-            'teacher@100': metrics.teacher_agreement(rows, queries.teacher, 100),
+            **{
+                name: metrics.teacher_agreement(rows, queries.teacher, int(name.partition('@')[2]))
+                for name in TEACHER_METRICS
+            },
             'docs_scanned': float(np.mean(scanned)),
             'ms_per_query': 1000 * seconds / len(rows),
         }

@@ -84,6 +84,18 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture) -> Objective
     )
 
 
+def _check_metric(name: str, queries: evaluate.Queries, dataset: Dataset) -> str:
+    known = evaluate.TEACHER_METRICS + (() if queries.positives is None else metrics.NAMES)
+    if name not in known:
+        without = (
+            ''
+            if queries.positives is not None
+            else f', for the dev queries of {dataset.folder} have no labels'
+        )
+        raise InputError(f'eval.metric is {name!r}; use one of {", ".join(known)}{without}.')
+    return name
+
+
 def _open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> _Run:
     if not config.data.dataset:
         raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
@@ -109,7 +121,7 @@ def _open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> _Run:
         tower=tower,
         optimizer=schedule,
         queries=queries,
-        metric='teacher@10' if queries.positives is None else 'RR@10',
+        metric=_check_metric(config.eval.metric, queries, dataset),
     )
 
 

@@ -160,8 +160,8 @@ def test_training_improves_the_index(small_config, tmp_path):
         train__checkpoint_every=100,
         optimizer__rates__codebooks=3e-3,
     )
-    assert result['metric'] == 'RR@10'
-    assert result['best']['RR@10'] > result['first']['RR@10'] + 0.03
+    assert result['metric'] == 'teacher@10'
+    assert result['last']['RR@10'] > result['first']['RR@10'] + 0.03
     assert checkpoint.available_steps(tmp_path)[0] == 0
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
@@ -173,7 +173,7 @@ def test_training_improves_the_index(small_config, tmp_path):
 
 
 def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
-    run(small_config, tmp_path, train__steps=50, train__checkpoint_every=10)
+    run(small_config, tmp_path, train__steps=50, train__checkpoint_every=10, eval__metric='RR@10')
     done = json.loads((tmp_path / 'done.json').read_text())
     assert set(checkpoint.available_steps(tmp_path)) == {0, 50, done['best_step']}
     assert checkpoint.load(tmp_path, 'best').step == done['best_step']
@@ -199,7 +199,9 @@ def test_run_without_labels_uses_the_teacher(collection, small_config, tmp_path)
     paths = {key: collection[key] for key in ('corpus', 'queries')}
     prepare(**paths, topk=50, dev_queries=20, out=tmp_path / 'dataset')
     result = run(small_config, tmp_path / 'W', data__dataset=str(tmp_path / 'dataset'))
-    assert result['metric'] == 'teacher@10' and 'RR@10' not in result['last']
+    assert result['best']['teacher@10'] >= result['first']['teacher@10'] and 'RR@10' not in result['last']
+    with pytest.raises(InputError, match=r"eval.metric is 'RR@10'.* have no labels"):
+        run(small_config, tmp_path / 'V', eval__metric='RR@10')
 
 
 def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
@@ -226,6 +228,7 @@ def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
         ({'init_from': '/nowhere'}, '/nowhere: holds no checkpoint'),
         ({'resume_from': '/nowhere'}, '/nowhere holds no checkpoint'),
         ({'eval__nprobe': 0}, 'nprobe is 0'),
+        ({'eval__metric': 'MAP'}, "eval.metric is 'MAP'"),
     ],
 )
 def test_bad_configs_are_refused(small_config, tmp_path, changes, message):
