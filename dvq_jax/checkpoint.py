@@ -10,6 +10,7 @@ What evaluation and export need, `params` and `about`, is read without the optim
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -136,11 +137,24 @@ def _as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item=tree, restore_args=kind)
 
 
+def _digest(lists: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(lists).data).hexdigest()
+
+
 def write_lists(workdir: pathlib.Path, lists: np.ndarray) -> str:
-    """Stores the frozen lists, [N] int32, beside the checkpoints; returns their SHA-256."""
-    with files.atomic_file(workdir / _LISTS) as aside, open(aside, 'wb') as file:
-        np.save(file, lists)
-    return files.sha256(workdir / _LISTS)
+    """Stores the frozen lists beside the checkpoints, from process 0.
+
+    Args:
+      workdir: the run's folder.
+      lists: [N] int32.
+
+    Returns:
+      The SHA-256 of the lists, for checkpoints to record.
+    """
+    if jax.process_index() == 0:
+        with files.atomic_file(workdir / _LISTS) as aside, open(aside, 'wb') as file:
+            np.save(file, lists)
+    return _digest(lists)
 
 
 def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
@@ -150,13 +164,20 @@ def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
       workdir: the run's folder.
       digest: the SHA-256 that a checkpoint recorded.
 
+    Returns:
+      The lists.
+
     Raises:
-      InputError: the file is missing, or not the one that the run was trained with.
+      InputError: the file is missing, cut short, or not the one that the run was trained with.
     """
     path = workdir / _LISTS
-    if not path.is_file() or files.sha256(path) != digest:
-        raise InputError(f'{path}: missing or not the lists that this run was trained with; train again.')
-    return np.load(path, mmap_mode='r')
+    try:
+        lists = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f'{path}: cannot be read ({error}); train again.') from error
+    if _digest(lists) != digest:
+        raise InputError(f'{path}: not the lists that this run was trained with; train again.')
+    return lists
 
 
 def available_steps(workdir: pathlib.Path) -> list[int]:

@@ -13,7 +13,6 @@ in between is done again with the same result.
 """
 
 import collections
-import dataclasses
 import json
 import pathlib
 import time
@@ -23,106 +22,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, losses, metrics, optimizer, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, towers
 from dvq_jax.batches import training_batches
-from dvq_jax.candidates import Mixture, parse_mixture
 from dvq_jax.corpus import assign_corpus, encode_corpus
-from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.errors import InputError
 from dvq_jax.initialize import initialize
 from dvq_jax.progress import Progress
-from dvq_jax.train_step import Objective, TrainState, index_params, init_state, make_train_step
+from dvq_jax.run import Run, blank_state, open_run
+from dvq_jax.train_step import TrainState, index_params, init_state, make_train_step
 from dvq_jax.types import IndexParams
 
 _MAY_DIFFER = ('data.dataset', 'data.threads', 'train.steps', 'train.log_every', 'train.checkpoint_every')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """Everything about a run that does not change while it trains."""
-
-    config: ml_collections.FrozenConfigDict
-    workdir: pathlib.Path
-    dataset: Dataset
-    mixture: Mixture
-    objective: Objective
-    tower: Any
-    optimizer: Any
-    queries: evaluate.Queries
-    metric: str
-
-    @property
-    def dynamic(self) -> bool:
-        return self.config.quantizer.assignment == 'dynamic'
-
-
-def _objective(config: ml_collections.ConfigDict, mixture: Mixture) -> Objective:
-    if config.quantizer.assignment not in ('frozen', 'dynamic'):
-        raise InputError(
-            f"quantizer.assignment is {config.quantizer.assignment!r}; use 'frozen' or 'dynamic'."
-        )
-    if config.quantizer.estimator not in ('hard', 'softmax'):
-        raise InputError(f"quantizer.estimator is {config.quantizer.estimator!r}; use 'hard' or 'softmax'.")
-    if config.loss.temperature <= 0:
-        raise InputError(f'loss.temperature is {config.loss.temperature}; use a positive number.')
-    terms = losses.parse_objective(config.loss.name)
-    if mixture.size == 1 and not mixture.in_batch and [term.name for term in terms] != ['mse']:
-        raise InputError(
-            f'candidates {config.candidates!r} give each query a single document, which {config.loss.name} '
-            "cannot rank; add '+ib', bring more documents, or use mse."
-        )
-    return Objective(
-        terms=terms,
-        temperature=config.loss.temperature,
-        ivf_weight=config.loss.ivf_weight,
-        pq_weight=config.loss.pq_weight,
-        scale_ivf_to_pq=config.loss.scale_ivf_to_pq,
-        in_batch=mixture.in_batch,
-        dynamic=config.quantizer.assignment == 'dynamic',
-        estimator=config.quantizer.estimator,
-        estimator_temperature=config.quantizer.temperature,
-    )
-
-
-def _check_metric(name: str, queries: evaluate.Queries, dataset: Dataset) -> str:
-    known = evaluate.TEACHER_METRICS + (() if queries.positives is None else metrics.NAMES)
-    if name not in known:
-        without = (
-            ''
-            if queries.positives is not None
-            else f', for the dev queries of {dataset.folder} have no labels'
-        )
-        raise InputError(f'eval.metric is {name!r}; use one of {", ".join(known)}{without}.')
-    return name
-
-
-def _open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> _Run:
-    if not config.data.dataset:
-        raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
-    mixture = parse_mixture(config.candidates)
-    objective = _objective(config, mixture)
-    tower = towers.build(config.tower.name, **config.tower.args)
-    schedule = optimizer.build(
-        config.optimizer.rates.to_dict(),
-        steps=config.train.steps,
-        warmup=config.optimizer.warmup,
-        schedule_name=config.optimizer.schedule,
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
-    )
-    dataset = open_dataset(config.data.dataset)
-    queries = evaluate.held_out_queries(dataset)
-    return _Run(
-        config=ml_collections.FrozenConfigDict(config),
-        workdir=workdir,
-        dataset=dataset,
-        mixture=mixture,
-        objective=objective,
-        tower=tower,
-        optimizer=schedule,
-        queries=queries,
-        metric=_check_metric(config.eval.metric, queries, dataset),
-    )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -142,22 +52,6 @@ def _check_same_config(here: dict[str, Any], there: dict[str, Any], workdir: pat
             )
 
 
-def _blank_state(run: _Run) -> TrainState:
-    """A state of the right structure and no particular values, to restore into."""
-    index, dim = run.config.index, run.dataset.dim
-    if index.codebooks < 1 or dim % index.codebooks:
-        raise InputError(
-            f'index.codebooks is {index.codebooks}, which does not divide the dimension {dim}; '
-            f'use a divisor of {dim}.'
-        )
-    shapes = IndexParams(
-        centroids=np.zeros((index.lists, dim), np.float32),
-        codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
-        rotation=np.zeros((dim, dim), np.float32),
-    )
-    return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)
-
-
 def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> None:
     for name, ours in blank.params.items():
         theirs = getattr(index, name, ours)
@@ -168,7 +62,7 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
             )
 
 
-def _first_state(run: _Run, blank: TrainState) -> tuple[TrainState, np.ndarray | None]:
+def _first_state(run: Run, blank: TrainState) -> tuple[TrainState, np.ndarray | None]:
     """Rules 3 and 4: the state at step 0, and the frozen lists."""
     config, corpus = run.config, run.dataset.corpus
     tower_params = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed)
@@ -190,13 +84,9 @@ def _first_state(run: _Run, blank: TrainState) -> tuple[TrainState, np.ndarray |
     return init_state(index, tower_params, run.optimizer), lists
 
 
-def _encode(run: _Run, state: TrainState, lists: np.ndarray | None):
+def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
     index = jax.tree.map(np.asarray, index_params(state.params))
-    return index, encode_corpus(index, run.dataset.corpus, lists, quiet=True)
-
-
-def _dev_metrics(run: _Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
-    index, encoding = _encode(run, state, lists)
+    encoding = encode_corpus(index, run.dataset.corpus, lists, quiet=True)
     tower_params = jax.tree.map(np.asarray, state.params['tower'])
     transformed = np.asarray(run.tower.apply({'params': tower_params}, run.queries.embeddings))
     nprobe = min(run.config.eval.nprobe, len(index.centroids))
@@ -214,7 +104,7 @@ def _dev_metrics(run: _Run, state: TrainState, lists: np.ndarray | None) -> dict
 class _Log:
     """Fetches step metrics late, so that the loop never waits for the device but at a log line."""
 
-    def __init__(self, run: _Run, writer: metrics.MetricsWriter | None, start: int):
+    def __init__(self, run: Run, writer: metrics.MetricsWriter | None, start: int):
         self._run, self._writer = run, writer
         self._pending = collections.deque()
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, start
@@ -273,11 +163,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       InputError: a config, dataset or workdir that cannot be used, or a loss that is not finite.
     """
     begin = time.monotonic()
-    path = pathlib.Path(workdir).absolute()
-    run = _open_run(config, path)
-    files.make_folder(path)
-    blank = _blank_state(run)
-    checkpoints = checkpoint.Checkpoints(path, metric=run.metric)
+    run = open_run(config, workdir)
+    blank = blank_state(run)
+    checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
     state, lists, about = _begin(run, blank, checkpoints)
     batches = training_batches(
         run.dataset,
@@ -291,7 +179,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         batches.set_state(about['iterator'])
     history = dict(about.get('history', {}))
     start = int(state.step)
-    writer = metrics.MetricsWriter(path, step=start) if jax.process_index() == 0 else None
+    writer = metrics.MetricsWriter(run.workdir, step=start) if jax.process_index() == 0 else None
     log = _Log(run, writer, start)
     step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
 
@@ -326,7 +214,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _begin(
-    run: _Run, blank: TrainState, checkpoints: checkpoint.Checkpoints
+    run: Run, blank: TrainState, checkpoints: checkpoint.Checkpoints
 ) -> tuple[TrainState, np.ndarray | None, dict[str, Any]]:
     """The four rules: the state to go on from, the frozen lists, and what checkpoints say about the run."""
     (run.workdir / evaluate.DONE).unlink(missing_ok=True)
@@ -360,7 +248,7 @@ def _begin(
     return state, lists, about
 
 
-def _finish(run: _Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
+def _finish(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
     steps = sorted(history, key=int)
     best = max(steps, key=lambda step: (history[step][run.metric], int(step)))
     result = {
