@@ -52,10 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.tower = ml_collections.ConfigDict()
     config.tower.name = 'identity'  # or 'linear', 'mlp'
-    config.tower.args = ml_collections.ConfigDict()  # such as hidden=512 of 'mlp'
+    config.tower.mlp = ml_collections.ConfigDict({'hidden': 512})
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.schedule = 'cosine'  # or 'constant', 'linear'
     config.optimizer.warmup = 100
     config.optimizer.weight_decay = 0.01  # of the tower
     config.optimizer.clip_norm = config_dict.placeholder(float)  # unset: not clipped
@@ -65,6 +64,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.rates.codebooks = 3e-4
     config.optimizer.rates.rotation = config_dict.placeholder(float)
     config.optimizer.rates.tower = 1e-4
+    config.optimizer.schedules = ml_collections.ConfigDict()  # 'cosine', 'linear' or 'constant'
+    config.optimizer.schedules.centroids = 'cosine'
+    config.optimizer.schedules.codebooks = 'cosine'
+    config.optimizer.schedules.rotation = 'cosine'
+    config.optimizer.schedules.tower = 'cosine'
 
     config.train = ml_collections.ConfigDict()
     config.train.steps = 1500

@@ -14,9 +14,9 @@ import numpy as np
 from dvq_jax.candidates import Mixture, draw
 from dvq_jax.data import gather
 from dvq_jax.dataset import Dataset
-from dvq_jax.errors import InputError
 from dvq_jax.types import Batch
 
+# A query's further positives, in ascending order of rows, take part as if they were not labelled.
 _MAX_POSITIVES = 64
 
 
@@ -66,7 +66,7 @@ def training_batches(
 
     Args:
       dataset: from `open_dataset`.
-      mixture: which documents a query brings.
+      mixture: which documents a query brings; its Top-K is no longer than the dataset's.
       batch_size: B, queries in a global batch; a multiple of the number of devices.
       seed: of the shuffles and draws.
       lists: [N] int32, frozen lists; None where they are re-assigned on the fly.
@@ -75,20 +75,7 @@ def training_batches(
 
     Returns:
       An iterator of `HostBatch`, with `get_state()` and `set_state()`.
-
-    Raises:
-      InputError: a batch size that the devices cannot share, or a dataset that lacks what the mixture needs.
     """
-    devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
-        raise InputError(f'batch_size is {batch_size}; use a multiple of the {devices} devices.')
-    if not len(dataset.train):
-        raise InputError(f'{dataset.folder}: holds no training queries; prepare it with some.')
-    if mixture.top_k > dataset.topk:
-        raise InputError(
-            f"candidates want the teacher's first {mixture.top_k} documents, {dataset.folder} holds "
-            f'{dataset.topk}; ask for fewer, or prepare it with --topk={mixture.top_k}.'
-        )
 
     def collate(examples: list[dict]) -> HostBatch:
         stacked = {

@@ -56,7 +56,7 @@ class Trained:
 
 
 class Checkpoints:
-    """Writes a run's checkpoints, and restores them to go on training.
+    """Writes a run's checkpoints.
 
     Kept are step 0 (the index before training), the latest, and the best by the dev metric.
 
@@ -73,13 +73,14 @@ class Checkpoints:
                 preservation_policy.BestN(n=1, get_metric_fn=lambda metrics: metrics[metric]),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, enable_async_checkpointing=False)
-        self._workdir = workdir
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            # Without it Orbax does not store the metrics, and a resumed run would not know its best.
+            best_fn=lambda metrics: metrics[metric],
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+        )
         self._manager = ocp.CheckpointManager(files.make_folder(workdir / _FOLDER), options=options)
-
-    def latest(self) -> int | None:
-        """The latest complete step, or None."""
-        return self._manager.latest_step()
 
     def save(self, state: TrainState, *, about: dict[str, Any], metrics: dict[str, float]) -> None:
         """Writes a checkpoint of `state.step`; one of that step that exists already is kept as it is.
@@ -103,38 +104,62 @@ class Checkpoints:
             metrics=metrics,
         )
 
-    def about(self, step: int) -> dict[str, Any]:
-        """What was saved as `about` at a step."""
-        return _about(self._manager, step)
-
-    def restore(self, state: TrainState, step: int) -> TrainState:
-        """Reads a state back.
-
-        Args:
-          state: of the right structure; its values are not used.
-          step: to restore.
-
-        Returns:
-          The state, arrays on the host.
-        """
-        args = ocp.args.Composite(params=_as_numpy(state.params), opt_state=_as_numpy(state.opt_state))
-        restored = self._manager.restore(step, args=args)
-        return TrainState(
-            step=np.asarray(step, np.int32), params=restored['params'], opt_state=restored['opt_state']
-        )
-
     def close(self) -> None:
         """Ends the manager's threads."""
         self._manager.close()
 
 
-def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+def _read(workdir: pathlib.Path, step: int, **items: Any) -> Any:
+    """Reads items of a checkpoint."""
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    try:
+        with ocp.CheckpointManager(workdir / _FOLDER, options=options) as manager:
+            return manager.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f'{workdir}: checkpoint {step} cannot be read, or training has just replaced it ({reason}); '
+            'take another step, or remove its folder.'
+        ) from error
 
 
-def _as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
-    kind = jax.tree.map(lambda _leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return ocp.args.PyTreeRestore(item=tree, restore_args=kind)
+def read_about(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """What was saved as `about` at a step, and 'metrics'.
+
+    Args:
+      workdir: the run's folder.
+      step: of a checkpoint that is there.
+
+    Returns:
+      The JSON.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
+    return _read(workdir, step, about=ocp.args.JsonRestore())['about']
+
+
+def read_state(workdir: pathlib.Path, step: int, like: TrainState) -> TrainState:
+    """Reads a state back, to go on training.
+
+    Args:
+      workdir: the run's folder.
+      step: of a checkpoint that is there.
+      like: a state of the right structure; its values are not used.
+
+    Returns:
+      The state, arrays on the host.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
+
+    def as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
+        kind = jax.tree.map(lambda _leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return ocp.args.PyTreeRestore(item=tree, restore_args=kind)
+
+    items = _read(workdir, step, params=as_numpy(like.params), opt_state=as_numpy(like.opt_state))
+    return TrainState(step=np.asarray(step, np.int32), params=items['params'], opt_state=items['opt_state'])
 
 
 def _digest(lists: np.ndarray) -> str:
@@ -208,28 +233,19 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
     steps = available_steps(workdir)
     if not steps:
         raise InputError(f'{workdir}: holds no checkpoint; train with --workdir={workdir} first.')
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(workdir / _FOLDER, options=options) as manager:
-        if step == 'best':
-            abouts = {one: _about(manager, one) for one in steps}
-            number = max(steps, key=lambda one: (abouts[one]['metrics'][abouts[one]['metric']], one))
-        else:
-            number = steps[-1] if step == 'latest' else _number(step)
-        if number not in steps:
-            raise InputError(f'{workdir}: has no checkpoint of step {step}; it has {steps}.')
-        args = ocp.args.Composite(params=ocp.args.PyTreeRestore(), about=ocp.args.JsonRestore())
-        try:
-            restored = manager.restore(number, args=args)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f'{workdir}: checkpoint {number} cannot be read, or training has just replaced it ({error}); '
-                'take another --step.'
-            ) from error
+    if step == 'best':
+        abouts = {one: read_about(workdir, one) for one in steps}
+        number = max(steps, key=lambda one: (abouts[one]['metrics'][abouts[one]['metric']], one))
+    else:
+        number = steps[-1] if step == 'latest' else _number(step)
+    if number not in steps:
+        raise InputError(f'{workdir}: has no checkpoint of step {step}; it has {steps}.')
+    restored = _read(workdir, number, params=ocp.args.PyTreeRestore(), about=ocp.args.JsonRestore())
     params, notes = restored['params'], restored['about']
     return Trained(
         step=number,
         params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),
-        tower=Tower(**notes['config']['tower'], params=params.get('tower') or {}),
+        tower=Tower(notes['tower'], notes['tower_args'], params.get('tower') or {}),
         lists=read_lists(workdir, notes['lists']) if notes['lists'] else None,
         config=notes['config'],
         dataset=notes['dataset'],

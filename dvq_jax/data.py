@@ -174,7 +174,7 @@ def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Seque
       For each query its positives: [any] int32, ascending rows of the corpus.
 
     Raises:
-      InputError: no such file, a line that is not of this form, an id that is not known.
+      InputError: no such file, a line that is not of this form, an id that is not known, nothing relevant.
     """
     judged = []
     for number, line in enumerate(_lines(path), start=1):
@@ -198,6 +198,8 @@ def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Seque
                 )
         if relevance > 0:
             positives[query_rows[query]].add(doc_rows[doc])
+    if not any(positives):
+        raise InputError(f'{path}: names no relevant document; leave it out, or give one with some.')
     return [np.array(sorted(rows), np.int32) for rows in positives]
 
 

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer
 
+from dvq_jax import files
 from dvq_jax.data import fingerprint, open_embeddings
 from dvq_jax.errors import InputError
 
@@ -40,7 +41,9 @@ class Dataset:
         `query_id` str, `embedding` [D] float32, `topk_ids` [topk] int32, `topk_scores` [topk] float32,
         `positives` [any] int32. Ids are rows of the corpus.
       dev: examples held out to choose a checkpoint by, of the same form.
+      labelled: how many training examples have positives.
       fingerprint: of the corpus.
+      digest: of the examples.
     """
 
     folder: pathlib.Path
@@ -50,7 +53,9 @@ class Dataset:
     topk: int
     train: 'Examples'
     dev: 'Examples'
+    labelled: int
     fingerprint: str
+    digest: str
 
 
 class Examples(Sequence):
@@ -86,12 +91,12 @@ def held_out(query_ids: Sequence[str], count: int) -> np.ndarray:
 
     Args:
       query_ids: Q ids.
-      count: how many to hold out; at most 5 % of them are.
+      count: how many to hold out; at most 5 % of them are, and at least one if there are two.
 
     Returns:
       [Q] bool.
     """
-    count = min(count, len(query_ids) // 20)
+    count = min(count, max(len(query_ids) // 20, 1), len(query_ids) - 1)
     hashes = [hashlib.sha256(name.encode()).digest() for name in query_ids]
     chosen = np.zeros(len(query_ids), bool)
     chosen[sorted(range(len(hashes)), key=hashes.__getitem__)[:count]] = True
@@ -138,6 +143,7 @@ def write_dataset(
         }
 
     _write_splits(folder, _features(queries.shape[1], topk), rows, example)
+    written = sorted(folder.glob(f'*.{_FORMAT}-*'))
     about = {
         'corpus': corpus_path,
         'corpus_ids': doc_ids_path,
@@ -148,6 +154,8 @@ def write_dataset(
         'topk': topk,
         'train': len(rows['train']),
         'dev': len(rows['dev']),
+        'labelled': sum(len(positives[row]) > 0 for row in rows['train']),
+        'examples': hashlib.sha256(''.join(map(files.sha256, written)).encode()).hexdigest(),
         'files': {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / _CORPUS).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
@@ -247,7 +255,9 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
         topk=about['topk'],
         train=_open_split(folder, 'train', about['train']),
         dev=_open_split(folder, 'dev', about['dev']),
+        labelled=about['labelled'],
         fingerprint=about['fingerprint'],
+        digest=about['examples'],
     )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from dvq_jax.errors import InputError
@@ -29,13 +30,31 @@ def make_folder(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f'.writable.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise InputError(
             f'{path}: cannot write there ({error.strerror}); give a folder that you may write to.'
         ) from error
+    return path
+
+
+def check_output(path: str | os.PathLike) -> pathlib.Path:
+    """Checks, before the work, that a file can be written at its end.
+
+    Args:
+      path: the file to create or replace; its folder is created.
+
+    Returns:
+      The file as a `pathlib.Path`.
+
+    Raises:
+      InputError: it is a folder, or its folder cannot be written to.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f'{path}: is a folder; give the name of a file.')
+    make_folder(path.parent)
     return path
 
 
@@ -50,10 +69,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       The temporary path, in the same folder.
 
     Raises:
-      InputError: the folder cannot be written to.
+      InputError: `path` is a folder, or its folder cannot be written to.
     """
-    path = pathlib.Path(path)
-    make_folder(path.parent)
+    path = check_output(path)
     aside = _aside(path)
     try:
         yield aside

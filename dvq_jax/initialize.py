@@ -320,7 +320,7 @@ def initialize(
     rotation: Literal['identity', 'opq'] = 'opq',
     sample: int = 262_144,
     coarse_iterations: int = 20,
-    opq_iterations: int = 40,
+    opq_iterations: int = 20,
     pq_iterations: int = 10,
     seeding: Literal['sample', 'plusplus'] = 'sample',
     spherical: bool = False,

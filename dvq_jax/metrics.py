@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dvq_jax import files
+
 NAMES = ('RR@10', 'R@10', 'R@50', 'R@100', 'nDCG@10')
 
 Qrels = Mapping[str, Mapping[str, int]]
@@ -71,21 +73,23 @@ class MetricsWriter:
 
     Args:
       workdir: the run's folder; gets metrics.jsonl and tensorboard/.
-      step: the step that the run begins at.
+      step: the checkpoint's step that the run goes on from; None begins anew.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, step: int):
+    def __init__(self, workdir: pathlib.Path, *, step: int | None):
         from tensorboardX import SummaryWriter
 
         self._path = workdir / 'metrics.jsonl'
         kept = []
-        if self._path.exists():
+        if step is not None and self._path.exists():
             for line in self._path.read_text(encoding='utf-8').splitlines(keepends=True):
                 # A line that a killed process left half-written has no end.
                 if line.endswith('\n') and json.loads(line)['step'] <= step:
                     kept.append(line)
-        self._path.write_text(''.join(kept), encoding='utf-8')
-        self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+        with files.atomic_file(self._path) as aside:
+            aside.write_text(''.join(kept), encoding='utf-8')
+        purge = None if step is None else step + 1
+        self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line and one event a value, and flushes both."""

@@ -95,20 +95,20 @@ def build(
     rates: Mapping[str, float | None],
     *,
     steps: int,
+    schedules: Mapping[str, str],
     warmup: int = 0,
-    schedule_name: str = 'constant',
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW for each group at its own rate; groups without a rate are frozen.
+    """AdamW for each group at its own rate and schedule; groups without a rate are frozen.
 
     Args:
       rates: peak learning rate of each of `GROUPS`; None or 0 freezes.
       steps: of the whole run.
+      schedules: name of each group's schedule, see `schedule`.
       warmup: steps of linear rise.
-      schedule_name: see `schedule`.
       weight_decay: of the query tower; centroids, codebooks and rotation are not shrunk towards 0.
-      clip_norm: largest global norm of the gradients; None does not clip.
+      clip_norm: largest norm of the gradients of all groups that are trained; None does not clip.
 
     Returns:
       The transformation.
@@ -116,8 +116,9 @@ def build(
     Raises:
       InputError: a group that is missing or unknown, a rate below 0, an unknown schedule.
     """
-    if set(rates) != set(GROUPS):
-        raise InputError(f'learning rates are given for {sorted(rates)}; give one for each of {GROUPS}.')
+    for what, given in (('learning rates', rates), ('schedules', schedules)):
+        if set(given) != set(GROUPS):
+            raise InputError(f'{what} are given for {sorted(given)}; give one for each of {GROUPS}.')
 
     def group(name: str) -> optax.GradientTransformation:
         rate = rates[name]
@@ -126,8 +127,11 @@ def build(
         if rate < 0:
             raise InputError(f'the learning rate of {name} is {rate}; use a positive one, or None to freeze.')
         decay = weight_decay if name == 'tower' else 0.0
-        adam = optax.adamw(schedule(schedule_name, rate, steps=steps, warmup=warmup), weight_decay=decay)
+        adam = optax.adamw(schedule(schedules[name], rate, steps=steps, warmup=warmup), weight_decay=decay)
         return optax.chain(adam, keep_orthogonal()) if name == 'rotation' else adam
 
     grouped = optax.multi_transform({name: group(name) for name in GROUPS}, label)
-    return grouped if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+    if clip_norm is None:
+        return grouped
+    thaw = {name: optax.identity() if rates[name] else optax.set_to_zero() for name in GROUPS}
+    return optax.chain(optax.multi_transform(thaw, label), optax.clip_by_global_norm(clip_norm), grouped)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
 import numpy as np
 import optax
@@ -14,6 +16,38 @@ from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.errors import InputError
 from dvq_jax.train_step import Objective, TrainState, init_state
 from dvq_jax.types import IndexParams
+
+_INFINITY = float('inf')
+# Setting -> smallest and largest value.
+_RANGES = {
+    'seed': (0, 2**31 - 1),
+    'data.batch_size': (1, _INFINITY),
+    'data.threads': (1, 256),
+    'index.lists': (1, _INFINITY),
+    'index.codebooks': (1, _INFINITY),
+    'index.codewords': (2, 256),
+    'initialize.sample': (1, _INFINITY),
+    'initialize.coarse_iterations': (1, _INFINITY),
+    'initialize.opq_iterations': (1, _INFINITY),
+    'initialize.pq_iterations': (1, _INFINITY),
+    'loss.temperature': (1e-6, _INFINITY),
+    'loss.ivf_weight': (0, _INFINITY),
+    'loss.pq_weight': (0, _INFINITY),
+    'quantizer.temperature': (1e-6, _INFINITY),
+    'optimizer.warmup': (0, _INFINITY),
+    'optimizer.weight_decay': (0, _INFINITY),
+    'optimizer.clip_norm': (1e-12, _INFINITY),
+    'train.steps': (0, _INFINITY),
+    'train.log_every': (1, _INFINITY),
+    'train.checkpoint_every': (1, _INFINITY),
+    'eval.nprobe': (1, _INFINITY),
+}
+_CHOICES = {
+    'index.rotation': ('opq', 'identity'),
+    'initialize.seeding': ('sample', 'plusplus'),
+    'quantizer.assignment': ('frozen', 'dynamic'),
+    'quantizer.estimator': ('hard', 'softmax'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +82,68 @@ class Run:
         return self.config.quantizer.assignment == 'dynamic'
 
 
-def _objective(config: ml_collections.ConfigDict, mixture: Mixture) -> Objective:
-    if config.quantizer.assignment not in ('frozen', 'dynamic'):
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """A nested config as 'group.field' -> value."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def tower_args(config: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a config's query tower, from the group of the tower's name."""
+    return dict(config['tower'].get(config['tower']['name'], {}))
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
+    flat = flatten(config.to_dict())
+    for name, (low, high) in _RANGES.items():
+        value = flat[name]
+        if value is not None and not low <= value <= high:
+            wanted = f'{low} or more' if high == _INFINITY else f'{low} to {high}'
+            raise InputError(f'{name} is {value}; use {wanted}.')
+    for name, choices in _CHOICES.items():
+        if flat[name] not in choices:
+            raise InputError(f'{name} is {flat[name]!r}; use {" or ".join(map(repr, choices))}.')
+    size, devices = config.data.batch_size, jax.device_count()
+    if size % devices:
+        raise InputError(f'data.batch_size is {size}; use a multiple of the {devices} devices.')
+
+
+def _check_index(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+    index, sample = config.index, min(config.initialize.sample, len(dataset.corpus))
+    if dataset.dim % index.codebooks:
         raise InputError(
-            f"quantizer.assignment is {config.quantizer.assignment!r}; use 'frozen' or 'dynamic'."
+            f'index.codebooks is {index.codebooks}, which does not divide the dimension {dataset.dim}; '
+            f'use a divisor of {dataset.dim}.'
         )
-    if config.quantizer.estimator not in ('hard', 'softmax'):
-        raise InputError(f"quantizer.estimator is {config.quantizer.estimator!r}; use 'hard' or 'softmax'.")
-    if config.loss.temperature <= 0:
-        raise InputError(f'loss.temperature is {config.loss.temperature}; use a positive number.')
+    for name in ('lists', 'codewords'):
+        if index[name] > sample:
+            raise InputError(
+                f'index.{name} is {index[name]}, and k-means has {sample} documents to find them in; '
+                'use fewer, raise initialize.sample, or give more documents.'
+            )
+    if config.eval.nprobe > index.lists:
+        raise InputError(
+            f'eval.nprobe is {config.eval.nprobe}; there are {index.lists} lists, probe at most those.'
+        )
+
+
+def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dataset) -> Objective:
     terms = losses.parse_objective(config.loss.name)
-    if mixture.size == 1 and not mixture.in_batch and [term.name for term in terms] != ['mse']:
+    names = [term.name for term in terms]
+    if mixture.top_k > dataset.topk:
+        raise InputError(
+            f"candidates want the teacher's first {mixture.top_k} documents, {dataset.folder} holds "
+            f'{dataset.topk}; ask for fewer, or prepare it with --topk={mixture.top_k}.'
+        )
+    if not dataset.labelled and ('contrastive' in names or (mixture.ground_truth and not mixture.top_k)):
+        raise InputError(
+            f'{dataset.folder}: no training query has a relevant document, which candidates '
+            f'{config.candidates!r} with loss {config.loss.name!r} need; prepare it with --qrels, or use '
+            'top200:8+ib and listnet.'
+        )
+    if mixture.size == 1 and not mixture.in_batch and names != ['mse']:
         raise InputError(
             f'candidates {config.candidates!r} give each query a single document, which {config.loss.name} '
             "cannot rank; add '+ib', bring more documents, or use mse."
@@ -77,12 +162,11 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture) -> Objective
 
 
 def _check_metric(name: str, queries: evaluate.Queries, dataset: Dataset) -> str:
-    known = evaluate.TEACHER_METRICS + (() if queries.positives is None else metrics.NAMES)
+    known = evaluate.teacher_metrics(queries)
+    known += () if queries.positives is None else metrics.NAMES
     if name not in known:
         without = (
-            ''
-            if queries.positives is not None
-            else f', for the dev queries of {dataset.folder} have no labels'
+            f' (the dev queries of {dataset.folder} have no labels)' if queries.positives is None else ''
         )
         raise InputError(f'eval.metric is {name!r}; use one of {", ".join(known)}{without}.')
     return name
@@ -103,25 +187,28 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
     """
     if not config.data.dataset:
         raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
+    _check_values(config)
     mixture = parse_mixture(config.candidates)
-    objective = _objective(config, mixture)
-    tower = towers.build(config.tower.name, **config.tower.args)
+    tower = towers.build(config.tower.name, **tower_args(config.to_dict()))
     transformation = optimizer.build(
         config.optimizer.rates.to_dict(),
         steps=config.train.steps,
         warmup=config.optimizer.warmup,
-        schedule_name=config.optimizer.schedule,
+        schedules=config.optimizer.schedules.to_dict(),
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
     )
     dataset = open_dataset(config.data.dataset)
+    _check_index(config, dataset)
+    if not len(dataset.train):
+        raise InputError(f'{dataset.folder}: holds no training queries; prepare it with some.')
     queries = evaluate.held_out_queries(dataset)
     return Run(
         config=ml_collections.FrozenConfigDict(config),
         workdir=pathlib.Path(workdir).absolute(),
         dataset=dataset,
         mixture=mixture,
-        objective=objective,
+        objective=_objective(config, mixture, dataset),
         tower=tower,
         optimizer=transformation,
         queries=queries,
@@ -137,16 +224,8 @@ def blank_state(run: Run) -> TrainState:
 
     Returns:
       The state.
-
-    Raises:
-      InputError: M does not divide D.
     """
     index, dim = run.config.index, run.dataset.dim
-    if index.codebooks < 1 or dim % index.codebooks:
-        raise InputError(
-            f'index.codebooks is {index.codebooks}, which does not divide the dimension {dim}; '
-            f'use a divisor of {dim}.'
-        )
     shapes = IndexParams(
         centroids=np.zeros((index.lists, dim), np.float32),
         codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),

@@ -20,7 +20,7 @@ from dvq_jax.quantizer import rotate, split
 from dvq_jax.types import Array, Encoding, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
-_SCORES_PER_BLOCK = 2**22
+_CODES_PER_BLOCK = 2**26
 _PROBE_BLOCK = 1024
 
 
@@ -137,7 +137,7 @@ def search(
     order = np.argsort(sizes, kind='stable')
     start = 0
     while start < len(order):
-        width, block = _block_shape(sizes[order[start:]], total=len(lists.rows))
+        width, block = _block_shape(sizes[order[start:]], total=len(lists.rows), books=lists.codes.shape[1])
         picked = order[start : start + block]
         padded = np.resize(picked, block)
         best, found = _scan(
@@ -189,12 +189,12 @@ def _probe_all(
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def _block_shape(sizes: np.ndarray, *, total: int) -> tuple[int, int]:
+def _block_shape(sizes: np.ndarray, *, total: int, books: int) -> tuple[int, int]:
     """Width and number of queries of the next block, given what each remaining query scans, ascending."""
     block = 1
     while block < len(sizes):
         last = sizes[min(2 * block, len(sizes)) - 1]
-        if 2 * block * _width(last, total) > _SCORES_PER_BLOCK:
+        if 2 * block * _width(last, total) * books > _CODES_PER_BLOCK:
             break
         block *= 2
     return _width(sizes[min(block, len(sizes)) - 1], total), block

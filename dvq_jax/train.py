@@ -3,7 +3,8 @@
 How a run begins, in this order:
 
 1. The workdir holds a checkpoint: go on from its latest, with the optimizer's state and the data iterator.
-   The config must be the one that the run began with; only its length and cadence may differ.
+   The config must be the one that the run began with; only its length and cadence may differ (a schedule that
+   decays does so towards the new length).
 2. `config.resume_from` names another run's workdir: go on from that run's latest in the same way.
 3. `config.init_from` names another run's workdir: take its index and query tower, and begin at step 0.
 4. Else the index is initialised from the corpus.
@@ -13,6 +14,7 @@ in between is done again with the same result.
 """
 
 import collections
+import dataclasses
 import json
 import pathlib
 import time
@@ -28,28 +30,33 @@ from dvq_jax.corpus import assign_corpus, encode_corpus
 from dvq_jax.errors import InputError
 from dvq_jax.initialize import initialize
 from dvq_jax.progress import Progress
-from dvq_jax.run import Run, blank_state, open_run
+from dvq_jax.run import Run, blank_state, flatten, open_run, tower_args
 from dvq_jax.train_step import TrainState, index_params, init_state, make_train_step
 from dvq_jax.types import IndexParams
 
-_MAY_DIFFER = ('data.dataset', 'data.threads', 'train.steps', 'train.log_every', 'train.checkpoint_every')
+_MAY_DIFFER = (
+    'data.dataset',
+    'data.threads',
+    'resume_from',
+    'train.steps',
+    'train.log_every',
+    'train.checkpoint_every',
+)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _check_same_config(here: dict[str, Any], there: dict[str, Any], workdir: pathlib.Path) -> None:
-    new, old = _flatten(here), _flatten(there)
+def _check_same_run(run: Run, saved: dict[str, Any], workdir: pathlib.Path) -> None:
+    new, old = flatten(run.config.to_dict()), flatten(saved['config'])
     for key in sorted(set(new) | set(old)):
         if key not in _MAY_DIFFER and new.get(key) != old.get(key):
             raise InputError(
                 f'{workdir}: was trained with {key}={old.get(key)!r}, the config says {new.get(key)!r}; '
                 'use another --workdir, or the config that the run began with.'
             )
+    if (saved['fingerprint'], saved['examples']) != (run.dataset.fingerprint, run.dataset.digest):
+        raise InputError(
+            f'{workdir}: was trained on another dataset than {run.dataset.folder} is now; use another '
+            '--workdir, or that dataset.'
+        )
 
 
 def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> None:
@@ -62,21 +69,18 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
             )
 
 
-def _first_state(run: Run, blank: TrainState) -> tuple[TrainState, np.ndarray | None]:
-    """Rules 3 and 4: the state at step 0, and the frozen lists."""
+def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainState, np.ndarray | None]:
+    """Rules 3 and 4: the state at step 0, of another run's index or of a new one, and the frozen lists."""
     config, corpus = run.config, run.dataset.corpus
-    tower_params = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed)
-    lists = None
-    if config.init_from:
-        source = checkpoint.load(config.init_from)
-        index = source.params
-        if source.fingerprint == run.dataset.fingerprint:
-            lists = source.lists
-        _check_same_shapes(index, blank, config.init_from)
-        if (source.tower.name, source.tower.args) == (config.tower.name, config.tower.args.to_dict()):
-            tower_params = source.tower.params
-    else:
+    tower_params, lists = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed), None
+    if example is None:
         index = initialize(corpus, seed=config.seed, **config.index.to_dict(), **config.initialize.to_dict())
+    else:
+        index = example.params
+        if example.fingerprint == run.dataset.fingerprint:
+            lists = example.lists
+        if (example.tower.name, example.tower.args) == (config.tower.name, tower_args(config)):
+            tower_params = example.tower.params
     if run.dynamic:
         lists = None
     elif lists is None:
@@ -89,7 +93,7 @@ def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[
     encoding = encode_corpus(index, run.dataset.corpus, lists, quiet=True)
     tower_params = jax.tree.map(np.asarray, state.params['tower'])
     transformed = np.asarray(run.tower.apply({'params': tower_params}, run.queries.embeddings))
-    nprobe = min(run.config.eval.nprobe, len(index.centroids))
+    nprobe = run.config.eval.nprobe
     results = evaluate.evaluate_index(index, encoding, run.queries, transformed=transformed, nprobe=[nprobe])
     sizes = np.bincount(encoding.lists, minlength=len(index.centroids)).astype(np.float64)
     used = [len(np.unique(column)) for column in encoding.codes.T]
@@ -122,11 +126,13 @@ class _Log:
         if not self._pending:
             return
         for step, values, query_ids in self._pending:
-            if not np.isfinite(float(values['loss'])):
-                raise InputError(
-                    f'{self._run.workdir}: the loss is {float(values["loss"])} at step {step}, for queries '
-                    f'{" ".join(query_ids)}; lower the learning rates or raise loss.temperature.'
-                )
+            for name, value in values.items():
+                if not np.isfinite(value := float(value)):
+                    raise InputError(
+                        f'{self._run.workdir}: {name} is {value} at step {step}, for queries '
+                        f'{" ".join(query_ids)}; lower the learning rates or raise loss.temperature, and use '
+                        'another --workdir.'
+                    )
         step, values, _ = self._pending[-1]
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         steps = step - self._last
@@ -164,39 +170,71 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     begin = time.monotonic()
     run = open_run(config, workdir)
-    blank = blank_state(run)
+    start = _begin(run)
     checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
-    state, lists, about = _begin(run, blank, checkpoints)
+    try:
+        history = _loop(run, start, checkpoints)
+    except InputError as error:
+        _write_done(run, {'error': str(error)})  # ends those who follow the run
+        raise
+    finally:
+        checkpoints.close()
+    result = _summary(run, history, seconds=time.monotonic() - begin)
+    _write_done(run, result)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a run begins with.
+
+    Attributes:
+      state: arrays on the host.
+      lists: [N] int32, the frozen lists; None where they are re-assigned.
+      about: what every checkpoint says about the run.
+      iterator: the data iterator's state; None at the beginning.
+      history: the dev metrics of earlier steps of this workdir.
+      resumed: whether this workdir holds a checkpoint of that step.
+    """
+
+    state: TrainState
+    lists: np.ndarray | None
+    about: dict[str, Any]
+    iterator: dict[str, Any] | None = None
+    history: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    resumed: bool = False
+
+
+def _loop(run: Run, start: _Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
+    """Steps, logs, evaluates and saves; returns the dev metrics by step."""
+    config, state, first = run.config, start.state, int(start.state.step)
     batches = training_batches(
         run.dataset,
         mixture=run.mixture,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        lists=lists,
+        lists=start.lists,
         threads=config.data.threads,
     )
-    if about.get('iterator'):
-        batches.set_state(about['iterator'])
-    history = dict(about.get('history', {}))
-    start = int(state.step)
-    writer = metrics.MetricsWriter(run.workdir, step=start) if jax.process_index() == 0 else None
-    log = _Log(run, writer, start)
+    if start.iterator is not None:
+        batches.set_state(start.iterator)
+    history = dict(start.history)
+    writer = None
+    if jax.process_index() == 0:
+        writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
+    log = _Log(run, writer, first)
     step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
 
     def save(step: int) -> None:
-        dev = _dev_metrics(run, state, lists)
-        history[str(step)] = dev
+        dev = history[str(step)] = _dev_metrics(run, state, start.lists)
         if writer:
             writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
-        checkpoints.save(
-            state,
-            about={**about, 'iterator': batches.get_state(), 'history': history},
-            metrics=dev,
-        )
+        about = {**start.about, 'iterator': batches.get_state(), 'history': history}
+        checkpoints.save(state, about=about, metrics=dev)
 
-    if checkpoints.latest() is None:
-        save(start)
-    for step in range(start + 1, config.train.steps + 1):
+    if not start.resumed:
+        save(first)
+    for step in range(first + 1, config.train.steps + 1):
         fetch = time.perf_counter()
         host = next(batches)
         waited = time.perf_counter() - fetch
@@ -209,49 +247,62 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     log.done()
     if writer:
         writer.close()
-    checkpoints.close()
-    return _finish(run, history, seconds=time.monotonic() - begin)
+    return history
 
 
-def _begin(
-    run: Run, blank: TrainState, checkpoints: checkpoint.Checkpoints
-) -> tuple[TrainState, np.ndarray | None, dict[str, Any]]:
-    """The four rules: the state to go on from, the frozen lists, and what checkpoints say about the run."""
-    (run.workdir / evaluate.DONE).unlink(missing_ok=True)
+def _about(run: Run, lists_digest: str | None) -> dict[str, Any]:
     config = run.config.to_dict()
-    source, reader = run.workdir, checkpoints
-    if checkpoints.latest() is None and run.config.resume_from:
-        source = pathlib.Path(run.config.resume_from).absolute()
-        if not checkpoint.available_steps(source):
-            raise InputError(f'resume_from: {source} holds no checkpoint; give the workdir of a run.')
-        reader = checkpoint.Checkpoints(source, metric=run.metric)
-    step = reader.latest()
-    if step is not None:
-        saved = reader.about(step)
-        _check_same_config({**config, 'resume_from': None}, {**saved['config'], 'resume_from': None}, source)
-        if saved['fingerprint'] != run.dataset.fingerprint:
-            raise InputError(f'{source}: was trained on another corpus than {run.dataset.folder} has.')
-        state = reader.restore(blank, step)
-        lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
-        if source != run.workdir and lists is not None:
-            checkpoint.write_lists(run.workdir, lists)
-        dataset = str(run.dataset.folder.absolute())
-        return state, lists, {**saved, 'config': config, 'dataset': dataset}
-    state, lists = _first_state(run, blank)
-    about = {
+    return {
         'config': config,
         'dataset': str(run.dataset.folder.absolute()),
         'fingerprint': run.dataset.fingerprint,
-        'lists': None if lists is None else checkpoint.write_lists(run.workdir, lists),
+        'examples': run.dataset.digest,
+        'lists': lists_digest,
         'metric': run.metric,
+        'tower': config['tower']['name'],
+        'tower_args': tower_args(config),
     }
-    return state, lists, about
 
 
-def _finish(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
+def _begin(run: Run) -> _Start:
+    """The four rules."""
+    blank, source = blank_state(run), run.workdir
+    steps = checkpoint.available_steps(source)
+    resumed = bool(steps)
+    if not steps and run.config.resume_from:
+        source = pathlib.Path(run.config.resume_from).absolute()
+        steps = checkpoint.available_steps(source)
+        if not steps:
+            raise InputError(f'resume_from: {source} holds no checkpoint; give the workdir of a run.')
+    example = None
+    if not steps and run.config.init_from:
+        example = checkpoint.load(run.config.init_from)
+        _check_same_shapes(example.params, blank, run.config.init_from)
+    files.make_folder(run.workdir)
+    (run.workdir / evaluate.DONE).unlink(missing_ok=True)
+    if not steps:
+        state, lists = _first_state(run, example)
+        digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
+        return _Start(state=state, lists=lists, about=_about(run, digest))
+    saved = checkpoint.read_about(source, steps[-1])
+    _check_same_run(run, saved, source)
+    lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
+    if not resumed and lists is not None:
+        checkpoint.write_lists(run.workdir, lists)
+    return _Start(
+        state=checkpoint.read_state(source, steps[-1], blank),
+        lists=lists,
+        about=_about(run, saved['lists']),
+        iterator=saved['iterator'],
+        history=saved['history'] if resumed else {},
+        resumed=resumed,
+    )
+
+
+def _summary(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
     steps = sorted(history, key=int)
     best = max(steps, key=lambda step: (history[step][run.metric], int(step)))
-    result = {
+    return {
         'workdir': str(run.workdir),
         'step': int(steps[-1]),
         'metric': run.metric,
@@ -261,7 +312,9 @@ def _finish(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -
         'best_step': int(best),
         'seconds': round(seconds, 1),
     }
+
+
+def _write_done(run: Run, result: dict[str, Any]) -> None:
     if jax.process_index() == 0:
         with files.atomic_file(run.workdir / evaluate.DONE) as aside:
             aside.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-    return result

@@ -10,8 +10,13 @@ run() {  # prints the command; its result, one JSON line, goes to stdout
   python -m "dvq_jax.cli.$@"
 }
 
+if [ -e "$out" ] && [ ! -e "$out/.quickstart" ] && [ -n "$(ls -A "$out" 2>/dev/null || echo file)" ]; then
+  echo "error: $out exists and is not an earlier quickstart; give another folder." >&2
+  exit 2
+fi
 rm -rf "$out"
 mkdir -p "$out"
+touch "$out/.quickstart"
 
 # Documents are functions without their docstrings, queries are docstrings' first paragraphs.
 run pydoc_search --out="$out/data"

@@ -2,12 +2,10 @@ import itertools
 
 import jax
 import numpy as np
-import pytest
 
 from dvq_jax.batches import training_batches
 from dvq_jax.candidates import parse_mixture
 from dvq_jax.dataset import open_dataset
-from dvq_jax.errors import InputError
 
 MIXTURE = parse_mixture('gt+top50:4+ib')
 
@@ -74,15 +72,3 @@ def test_processes_share_the_global_batch(collection, monkeypatch):
 
 def test_seeds_differ(collection):
     assert drawn(make(collection, seed=1), 1) != drawn(make(collection, seed=2), 1)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'batch_size': 0}, 'batch_size is 0'),
-        ({'mixture': parse_mixture('top51')}, "teacher's first 51 documents, .* holds 50"),
-    ],
-)
-def test_bad_settings_are_refused(collection, changes, message):
-    with pytest.raises(InputError, match=message):
-        make(collection, **changes)

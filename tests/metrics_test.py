@@ -34,7 +34,7 @@ def test_teacher_agreement_is_a_share_of_the_top_k():
 
 
 def test_writer_forgets_the_steps_that_are_done_again(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, step=0)
+    writer = metrics.MetricsWriter(tmp_path, step=None)
     for step in (1, 2, 3):
         writer.write(step, {'loss': 1.0 / step})
     writer.close()

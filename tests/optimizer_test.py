@@ -7,6 +7,7 @@ import pytest
 from dvq_jax import optimizer
 from dvq_jax.errors import InputError
 
+CONSTANT = dict.fromkeys(optimizer.GROUPS, 'constant')
 RATES = {'centroids': 1e-2, 'codebooks': 1e-3, 'rotation': None, 'tower': None}
 
 
@@ -22,7 +23,7 @@ def tree():
 
 def one_step(rates, **settings):
     params = tree()
-    transformation = optimizer.build(rates, steps=10, **settings)
+    transformation = optimizer.build(rates, steps=10, **{'schedules': CONSTANT, **settings})
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = transformation.update(grads, transformation.init(params), params)
     return params, optax.apply_updates(params, updates)
@@ -39,7 +40,7 @@ def test_each_group_moves_at_its_own_rate_and_the_rest_is_frozen():
 
 def test_rotation_stays_orthogonal():
     params = tree()
-    transformation = optimizer.build({**RATES, 'rotation': 0.05}, steps=10)
+    transformation = optimizer.build({**RATES, 'rotation': 0.05}, steps=10, schedules=CONSTANT)
     state = transformation.init(params)
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -77,7 +78,7 @@ def test_weight_decay_is_for_the_tower_alone():
 
 def test_clipping_bounds_what_adam_sees():
     params = tree()
-    transformation = optimizer.build(RATES, steps=10, clip_norm=1e-12)
+    transformation = optimizer.build(RATES, steps=10, schedules=CONSTANT, clip_norm=1e-12)
     grads = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
     updates, _ = transformation.update(grads, transformation.init(params), params)
     assert float(jnp.abs(updates['centroids']).max()) < 1e-5  # below Adam's epsilon
@@ -93,12 +94,32 @@ def test_clipping_bounds_what_adam_sees():
 )
 def test_bad_rates_are_refused(rates, message):
     with pytest.raises(InputError, match=message):
-        optimizer.build(rates, steps=10)
+        optimizer.build(rates, steps=10, schedules=CONSTANT)
+
+
+def test_groups_have_their_own_schedules():
+    params = tree()
+    schedules = {**CONSTANT, 'codebooks': 'linear'}
+    transformation = optimizer.build(RATES, steps=2, schedules=schedules)
+    state, moved = transformation.init(params), []
+    for _ in range(3):
+        updates, state = transformation.update(jax.tree.map(jnp.ones_like, params), state, params)
+        moved.append((float(-updates['centroids'][0, 0]), float(-updates['codebooks'][0, 0, 0])))
+    np.testing.assert_allclose(moved, [(1e-2, 1e-3), (1e-2, 5e-4), (1e-2, 0.0)], rtol=1e-3, atol=1e-8)
+
+
+def test_frozen_groups_do_not_count_towards_the_clipped_norm():
+    params = tree()
+    transformation = optimizer.build(RATES, steps=10, schedules=CONSTANT, clip_norm=1.0)
+    grads = jax.tree.map(lambda x: 0.01 * jnp.ones_like(x), params)
+    huge = {**grads, 'rotation': 1e12 * jnp.ones((4, 4))}
+    updates = [transformation.update(g, transformation.init(params), params)[0] for g in (grads, huge)]
+    np.testing.assert_array_equal(updates[0]['centroids'], updates[1]['centroids'])
 
 
 def test_unknown_schedule_is_refused():
     with pytest.raises(InputError, match="schedule 'step' is unknown"):
-        optimizer.build(RATES, steps=10, schedule_name='step')
+        optimizer.build(RATES, steps=10, schedules={**CONSTANT, 'codebooks': 'step'})
 
 
 def test_every_parameter_needs_a_group():

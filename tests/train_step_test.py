@@ -7,6 +7,7 @@ from dvq_jax import losses, optimizer, quantizer, towers, train_step
 from dvq_jax.types import Batch, IndexParams
 
 B, C, D, L, M, K = 4, 3, 8, 5, 2, 4
+CONSTANT = dict.fromkeys(optimizer.GROUPS, 'constant')
 RATES = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-2}
 
 
@@ -44,7 +45,7 @@ def make_objective(**changes):
 
 def run_step(objective, tower='identity', rates=RATES):
     module = towers.build(tower)
-    transformation = optimizer.build(rates, steps=10)
+    transformation = optimizer.build(rates, steps=10, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)
     before = jax.tree.map(np.asarray, state.params)
@@ -93,7 +94,7 @@ def test_ivf_loss_can_be_scaled_to_the_pq_loss():
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_steps_reduce_the_loss(estimator, dynamic):
     module = towers.build('mlp', hidden=16)
-    transformation = optimizer.build({**RATES, 'rotation': 1e-3}, steps=60)
+    transformation = optimizer.build({**RATES, 'rotation': 1e-3}, steps=60, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     objective = make_objective(estimator=estimator, dynamic=dynamic)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)

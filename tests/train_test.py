@@ -113,9 +113,10 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(collection, one_device, ei
 
 def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path):
     """The whole run once, and once killed with SIGKILL after a checkpoint: same bits."""
-    settings = {'train.steps': 60, 'train.checkpoint_every': 10, 'optimizer.rates.rotation': 1e-4,
-                'tower.name': 'mlp', 'tower.args': {}}  # fmt: skip
-    settings.pop('tower.args')
+    settings = {
+        'train.steps': 60, 'train.checkpoint_every': 10, 'optimizer.rates.rotation': 1e-4,
+        'tower.name': 'mlp', 'tower.mlp.hidden': 64,
+    }  # fmt: skip
     finish(start(collection, tmp_path / 'whole', **settings))
     process = start(collection, tmp_path / 'killed', **settings)
     deadline = time.monotonic() + 200
@@ -137,12 +138,23 @@ def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path
     assert logs[0] == logs[1]
 
 
-def test_command_line_refuses_bad_input_in_one_sentence(collection, tmp_path):
-    process = start(collection, tmp_path / 'W', **{'index.codebooks': 5})
+@pytest.mark.parametrize(
+    ('changes', 'extra', 'message'),
+    [
+        ({'index.codebooks': 5}, (), 'codebooks is 5'),
+        ({'index.nothing': 5}, (), 'nothing'),
+        ({'index.lists': 'many'}, (), 'many'),
+        ({}, ('--config=configs/nothing.py',), 'nothing.py'),
+        ({}, ('--process_id=1',), 'give all three'),
+        ({}, ('more',), "unexpected argument 'more'"),
+    ],
+)
+def test_command_line_refuses_in_one_sentence(collection, tmp_path, changes, extra, message):
+    process = start(collection, tmp_path / 'W', extra=extra, **changes)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2 and out == ''
-    assert [line for line in err.splitlines() if line.startswith('error: ')] == err.splitlines()[-1:]
-    assert 'codebooks is 5' in err and 'Traceback' not in err
+    assert err.startswith('error: ') and err.count('\n') == 1 and message in err
+    assert not (tmp_path / 'W').exists()
 
 
 def run(small_config, workdir, **changes):
@@ -180,6 +192,40 @@ def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
     assert checkpoint.load(tmp_path, 0).metrics['RR@10'] == done['first']['RR@10']
 
 
+def test_resumed_runs_remember_their_best(small_config, tmp_path):
+    """Kept after three sessions is what one session keeps."""
+    constant = {f'optimizer__schedules__{name}': 'constant' for name in ('centroids', 'codebooks', 'tower')}
+    for steps in (20, 40, 60):
+        result = run(
+            small_config, tmp_path / 'three', train__steps=steps, train__checkpoint_every=10, **constant
+        )
+    once = run(small_config, tmp_path / 'one')
+    kept = set(checkpoint.available_steps(tmp_path / 'three'))
+    assert kept == {0, 60, result['best_step']} == set(checkpoint.available_steps(tmp_path / 'one'))
+    assert result['best'] == once['best'] == checkpoint.load(tmp_path / 'three', 'best').metrics
+
+
+def test_dataset_prepared_anew_is_refused(collection, small_config, tmp_path):
+    from dvq_jax.prepare import prepare
+
+    run(small_config, tmp_path / 'W', train__steps=0)
+    paths = {key: collection[key] for key in ('corpus', 'corpus_ids', 'queries', 'query_ids', 'qrels')}
+    prepare(**paths, topk=60, dev_queries=20, out=tmp_path / 'dataset')
+    with pytest.raises(InputError, match='was trained on another dataset'):
+        run(small_config, tmp_path / 'W', data__dataset=str(tmp_path / 'dataset'))
+
+
+def test_labels_are_asked_for_where_they_are_needed(collection, small_config, tmp_path):
+    from dvq_jax.prepare import prepare
+
+    paths = {key: collection[key] for key in ('corpus', 'queries')}
+    prepare(**paths, topk=50, dev_queries=20, out=tmp_path / 'dataset')
+    for changes in ({'candidates': 'gt+ib'}, {'loss__name': 'listnet+contrastive'}):
+        with pytest.raises(InputError, match='no training query has a relevant document'):
+            run(small_config.copy_and_resolve_references(), tmp_path / 'W',
+                data__dataset=str(tmp_path / 'dataset'), **changes)  # fmt: skip
+
+
 def test_dynamic_assignment_keeps_no_lists(small_config, tmp_path):
     run(small_config, tmp_path, quantizer__assignment='dynamic', quantizer__estimator='softmax')
     trained = checkpoint.load(tmp_path)
@@ -205,9 +251,11 @@ def test_run_without_labels_uses_the_teacher(collection, small_config, tmp_path)
 
 
 def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
-    with pytest.raises(InputError, match=r'loss is (nan|inf).* at step \d+, for queries q\d+'):
+    with pytest.raises(InputError, match=r'is (nan|inf) at step \d+, for queries q\d+.*another --workdir'):
         run(small_config, tmp_path, loss__name='mse', optimizer__rates__codebooks=1e30)
     assert checkpoint.available_steps(tmp_path) == [0]
+    assert 'at step' in json.loads((tmp_path / 'done.json').read_text())['error']
+    assert list(evaluate.follow(str(tmp_path), poll=0.01)) == [0]  # does not wait for a run that failed
 
 
 @pytest.mark.parametrize(
@@ -215,26 +263,42 @@ def test_non_finite_loss_stops_with_the_queries(small_config, tmp_path):
     [
         ({'data__dataset': ''}, 'data.dataset is empty'),
         ({'data__dataset': '/nowhere'}, '/nowhere'),
-        ({'data__batch_size': 0}, 'batch_size is 0'),
-        ({'candidates': 'top60'}, 'first 60 documents'),
+        ({'data__batch_size': 0}, 'data.batch_size is 0'),
+        ({'data__threads': -1}, 'data.threads is -1'),
+        ({'seed': -1}, 'seed is -1'),
+        ({'candidates': 'top60'}, 'first 60 documents, .* holds 50'),
         ({'candidates': 'gt'}, 'a single document'),
         ({'loss__name': 'l2'}, "'l2' is not a loss"),
         ({'loss__temperature': 0.0}, 'loss.temperature is 0.0'),
         ({'quantizer__assignment': 'fixed'}, "quantizer.assignment is 'fixed'"),
         ({'quantizer__estimator': 'gumbel'}, "quantizer.estimator is 'gumbel'"),
         ({'tower__name': 'bert'}, "tower 'bert' is unknown"),
-        ({'index__codewords': 300}, 'codewords is 300'),
-        ({'index__lists': 2000}, '2000 centers need 2000 documents or more'),
+        ({'index__codebooks': 5}, 'index.codebooks is 5, which does not divide the dimension 32'),
+        ({'index__codewords': 300}, 'index.codewords is 300'),
+        (
+            {'index__codewords': 256, 'initialize__sample': 100},
+            'codewords is 256, and k-means has 100 documents',
+        ),
+        ({'index__lists': 0}, 'index.lists is 0'),
+        ({'index__lists': 2000}, 'index.lists is 2000, and k-means has 1500 documents'),
+        ({'index__rotation': 'pca'}, "index.rotation is 'pca'"),
+        ({'initialize__seeding': 'kmeans++'}, "initialize.seeding is 'kmeans\\+\\+'"),
+        ({'optimizer__schedules__tower': 'step'}, "schedule 'step' is unknown"),
+        ({'optimizer__rates__tower': -1.0, 'tower__name': 'mlp'}, 'learning rate of tower is -1.0'),
+        ({'train__steps': -1}, 'train.steps is -1'),
+        ({'train__log_every': 0}, 'train.log_every is 0'),
+        ({'train__checkpoint_every': 0}, 'train.checkpoint_every is 0'),
         ({'init_from': '/nowhere'}, '/nowhere: holds no checkpoint'),
         ({'resume_from': '/nowhere'}, '/nowhere holds no checkpoint'),
-        ({'eval__nprobe': 0}, 'nprobe is 0'),
+        ({'eval__nprobe': 0}, 'eval.nprobe is 0'),
+        ({'eval__nprobe': 17}, 'eval.nprobe is 17; there are 16 lists'),
         ({'eval__metric': 'MAP'}, "eval.metric is 'MAP'"),
     ],
 )
-def test_bad_configs_are_refused(small_config, tmp_path, changes, message):
+def test_bad_configs_are_refused_before_anything_is_written(small_config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         run(small_config, tmp_path / 'W', **changes)
-    assert checkpoint.available_steps(tmp_path / 'W') == []
+    assert not (tmp_path / 'W').exists()
 
 
 def test_workdir_of_another_config_is_refused(small_config, tmp_path):

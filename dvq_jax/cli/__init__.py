@@ -4,9 +4,26 @@ import json
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from dvq_jax.errors import InputError
+
+
+def _fail(error: Exception) -> None:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    # A config flag is read while flags are parsed, and says what is wrong with a field, a value or its file
+    # by these.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        _fail(error)
+    if len(rest) > 1:
+        _fail(InputError(f'unexpected argument {rest[1]!r}; flags are written --name=value.'))
+    return rest
 
 
 def run(main: Callable[[], dict | None]) -> None:
@@ -16,17 +33,14 @@ def run(main: Callable[[], dict | None]) -> None:
       main: the command; takes nothing (flags are parsed), returns what to print, or None if it has.
     """
 
-    def guarded(argv: list[str]) -> None:
+    def guarded(_argv: list[str]) -> None:
         # Orbax narrates every file that it touches; progress is ours to print.
         logging.set_verbosity(logging.ERROR)
         try:
-            if len(argv) > 1:
-                raise InputError(f'unexpected argument {argv[1]!r}; flags are written --name=value.')
             result = main()
         except InputError as error:
-            print(f'error: {error}', file=sys.stderr)
-            sys.exit(2)
+            _fail(error)
         if result is not None:
             print(json.dumps(result), flush=True)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)

@@ -9,6 +9,7 @@ import pathlib
 from absl import flags
 
 from dvq_jax import checkpoint, cli, evaluate, files
+from dvq_jax.data import read_ids
 from dvq_jax.dataset import Dataset
 from dvq_jax.errors import InputError
 
@@ -26,14 +27,14 @@ flags.mark_flag_as_required('workdir')
 
 def _nprobe() -> list[int]:
     try:
-        return [int(value) for value in _NPROBE.value]
+        return [int(value) for value in _NPROBE.value or ['']]
     except ValueError as error:
         raise InputError(f'--nprobe={",".join(_NPROBE.value)}: give numbers, such as 1,10,100.') from error
 
 
 def _queries(dataset: Dataset) -> evaluate.Queries:
     if _QUERIES.value is None:
-        return evaluate.held_out_queries(dataset)
+        return evaluate.held_out_queries(dataset, read_ids(dataset.doc_ids_path, len(dataset.corpus)))
     return evaluate.read_queries(
         _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
     )
@@ -54,6 +55,12 @@ def _measure(
 def main() -> dict | None:
     """Measures one checkpoint, or prints each of a run as it appears."""
     nprobe = _nprobe()
+    if _QUERIES.value is None and (_QUERY_IDS.value or _QRELS.value):
+        raise InputError('--query_ids and --qrels describe --queries; give that too.')
+    if _WATCH.value and _STEP.value != 'latest':
+        raise InputError('--watch measures every step; leave --step out.')
+    if _OUT.value:
+        files.check_output(_OUT.value)
     if not _WATCH.value:
         return _measure(_STEP.value, nprobe, None)[0]
     queries = None

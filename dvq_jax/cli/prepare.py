@@ -20,7 +20,7 @@ _TOPK = flags.DEFINE_integer(
     'topk', 200, "How many of the teacher's documents each query gets.", lower_bound=1
 )
 _DEV_QUERIES = flags.DEFINE_integer(
-    'dev_queries', 1000, 'Queries held out to choose a checkpoint by; at most 5 % are.', lower_bound=0
+    'dev_queries', 1000, 'Queries held out to choose a checkpoint by; at most 5 % are.', lower_bound=1
 )
 _OUT = flags.DEFINE_string('out', None, 'The dataset: a folder to create.', required=True)
 

@@ -9,7 +9,7 @@ import time
 from absl import flags
 
 import dvq_jax
-from dvq_jax import data, metrics
+from dvq_jax import data, files, metrics
 from dvq_jax.cli import run
 from dvq_jax.quantizer import bytes_per_document
 
@@ -30,6 +30,7 @@ _TIMED = 4096  # queries of the second pass
 
 def main() -> dict:
     """Opens, searches, writes; says where the run is, how long a query took, and how good it is."""
+    files.check_output(_OUT.value)
     index = dvq_jax.open_index(_INDEX.value)
     queries = data.open_embeddings(_QUERIES.value)
     query_ids = data.read_ids(_QUERY_IDS.value, len(queries))

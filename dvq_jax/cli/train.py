@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvq_jax import cli
+from dvq_jax.errors import InputError
 from dvq_jax.train import train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
@@ -22,7 +23,10 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main() -> dict:
     """Joins the other processes, if any, and trains."""
-    if _DISTRIBUTED.value or _COORDINATOR.value:
+    given = [flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)]
+    if any(given) and not all(given):
+        raise InputError('--coordinator, --num_processes and --process_id go together; give all three.')
+    if _DISTRIBUTED.value or all(given):
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     return train(_CONFIG.value, _WORKDIR.value)
 
