@@ -14,6 +14,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
 
 from absl import app, flags, logging
+from tables import markdown
 
 from configs import pycode
 from dvq_jax import evaluate, files, train
@@ -41,7 +42,6 @@ TABLES = {
         {'candidates': 'gt+top200+ib'},
     ],
 }
-SHOWN = ('RR@10', 'R@10', 'R@100', 'teacher@10')
 
 _TABLE = flags.DEFINE_enum('table', None, list(TABLES), 'Which table.', required=True)
 _DATASET = flags.DEFINE_string('dataset', None, 'What `prepare` wrote.', required=True)
@@ -73,15 +73,6 @@ def _run(name: str, changes: dict, *, init_from: str, steps: int, dataset, queri
     return {**settings, 'train_seconds': done['seconds'], **result}
 
 
-def _markdown(rows: dict[str, dict]) -> str:
-    titles = [f'{metric.replace("RR@", "MRR@")}, P {probe}' for probe in _NPROBE.value for metric in SHOWN]
-    lines = ['| | ' + ' | '.join(titles) + ' | seconds |', '|---|' + '---:|' * (len(titles) + 1)]
-    for name, row in rows.items():
-        cells = [f'{row["nprobe"][probe][metric]:.4f}' for probe in _NPROBE.value for metric in SHOWN]
-        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {row["train_seconds"]:.0f} |')
-    return '\n'.join(lines)
-
-
 def main(_argv: list[str]) -> None:
     """Runs the rows that are missing, then prints the table."""
     logging.set_verbosity(logging.ERROR)
@@ -101,7 +92,7 @@ def main(_argv: list[str]) -> None:
             )
             with files.atomic_file(out) as aside:
                 aside.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
-    print(_markdown(rows))
+    print(markdown(rows))
 
 
 if __name__ == '__main__':

@@ -355,3 +355,28 @@ def test_damaged_checkpoint_is_named(small_config, tmp_path):
             path.write_bytes(b'')
     with pytest.raises(InputError, match='checkpoint 0 cannot be read'):
         checkpoint.load(tmp_path)
+
+
+def test_interrupted_before_the_first_checkpoint_begins_anew(small_config, tmp_path, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Checkpoints, 'save', interrupted)
+        run(small_config, tmp_path / 'interrupted')
+    assert (tmp_path / 'interrupted' / 'lists.npy').exists()
+    run(small_config, tmp_path / 'interrupted')
+    run(small_config, tmp_path / 'whole')
+    assert difference(arrays(tmp_path / 'interrupted'), arrays(tmp_path / 'whole')) == 0.0
+    logs = [(tmp_path / name / 'metrics.jsonl').read_text().count('\n') for name in ('interrupted', 'whole')]
+    assert logs[0] == logs[1]
+
+
+def test_half_written_checkpoint_is_not_one(small_config, tmp_path):
+    run(small_config, tmp_path, train__steps=10)
+    half = tmp_path / 'checkpoints' / '20.orbax-checkpoint-tmp'
+    half.mkdir()
+    (half / 'params').write_text('half')
+    assert checkpoint.available_steps(tmp_path) == [0, 10]
+    assert run(small_config, tmp_path, train__steps=20)['step'] == 20
+    assert not half.exists() and checkpoint.load(tmp_path).step == 20
