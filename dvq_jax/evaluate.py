@@ -205,6 +205,22 @@ def encode_trained(trained: checkpoint.Trained, corpus: np.ndarray) -> Encoding:
     return encode_corpus(trained.params, corpus, trained.lists)
 
 
+def dense_metrics(queries: Queries) -> dict[str, float]:
+    """What the teacher itself reaches by exact search: the ceiling for its index.
+
+    Args:
+      queries: what is judged.
+
+    Returns:
+      `metrics.NAMES`; empty without labels.
+    """
+    if queries.positives is None:
+        return {}
+    found = [[queries.doc_ids[row] for row in rows] for rows in queries.teacher]
+    ranks = np.tile(-np.arange(queries.teacher.shape[1], dtype=np.float32), (len(found), 1))
+    return _judge(queries, found, ranks)
+
+
 def evaluate_trained(
     trained: checkpoint.Trained,
     dataset: Dataset,
@@ -223,7 +239,8 @@ def evaluate_trained(
       run_prefix: see `evaluate_index`.
 
     Returns:
-      'nprobe' (see `evaluate_index`), 'step', 'bytes_per_document' (codes alone) and 'documents'.
+      'nprobe' (see `evaluate_index`), 'dense' (see `dense_metrics`), 'step', 'bytes_per_document' (codes
+      alone) and 'documents'.
 
     Raises:
       InputError: an nprobe that is not in [1, L].
@@ -240,6 +257,7 @@ def evaluate_trained(
     )
     return {
         'nprobe': results,
+        'dense': dense_metrics(queries),
         'step': trained.step,
         'bytes_per_document': bytes_per_document(*trained.params.codebooks.shape[:2]),
         'documents': len(dataset.corpus),
