@@ -194,7 +194,7 @@ def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Seque
             if name not in known:
                 raise InputError(
                     f'{path}: line {number} names the {what} {name!r}, which has no embedding; drop the line '
-                    f'or give the ids that belong to the {what} embeddings.'
+                    f'or give the file of ids that belong to the {what} embeddings.'
                 )
         if relevance > 0:
             positives[query_rows[query]].add(doc_rows[doc])

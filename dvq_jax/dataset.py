@@ -244,6 +244,11 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
         if not file.is_file() or file.stat().st_size != size:
             raise InputError(f'{file}: missing or not {size} bytes long; run dvq_jax.cli.prepare again.')
     corpus_path = folder / about['corpus']
+    if not corpus_path.is_file():
+        raise InputError(
+            f'{corpus_path}: the corpus of {folder} is not there any more; put it back, correct its path in '
+            f'{folder / _CORPUS}, or prepare again.'
+        )
     corpus = open_embeddings(corpus_path)
     if fingerprint(corpus) != about['fingerprint']:
         raise InputError(f'{corpus_path}: the corpus has changed since {folder} was made; prepare it again.')

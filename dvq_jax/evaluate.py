@@ -156,7 +156,7 @@ def evaluate_index(
         results[str(lists)] = {
             **values,
             **{
-                name: metrics.teacher_agreement(rows, queries.teacher, int(name.partition('@')[2]))
+                name: metrics.teacher_agreement(rows, queries.teacher, metrics.depth(name))
                 for name in teacher_metrics(queries)
             },
             'docs_scanned': float(np.mean(scanned)),

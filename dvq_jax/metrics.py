@@ -15,6 +15,11 @@ Qrels = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]
 
 
+def depth(name: str) -> int:
+    """How many documents a metric looks at: 10 for 'RR@10'."""
+    return int(name.partition('@')[2])
+
+
 def to_run(query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: np.ndarray) -> Run:
     """A run as ir_measures reads it: query id -> document id -> score.
 

@@ -99,6 +99,8 @@ def prepare(
     inputs = read_inputs(
         corpus=corpus, queries=queries, corpus_ids=corpus_ids, query_ids=query_ids, qrels=qrels
     )
+    if len(inputs.queries) < 2:
+        raise InputError(f'{queries}: holds a single query; give at least 2, one is held out to choose by.')
     if topk > len(inputs.corpus):
         raise InputError(f'{corpus}: has {len(inputs.corpus)} documents, topk is {topk}; lower topk.')
     files.make_folder(out.parent)

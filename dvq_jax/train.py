@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -180,6 +181,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     finally:
         checkpoints.close()
     result = _summary(run, history, seconds=time.monotonic() - begin)
+    if result['step'] and result['best_step'] == 0:
+        print(f'best is step 0, the start: training has not improved {run.metric}', file=sys.stderr)
     _write_done(run, result)
     return result
 
@@ -284,6 +287,7 @@ def _begin(run: Run) -> _Start:
         state, lists = _first_state(run, example)
         digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
         return _Start(state=state, lists=lists, about=_about(run, digest))
+    print(f'going on from step {steps[-1]} of {source}', file=sys.stderr, flush=True)
     saved = checkpoint.read_about(source, steps[-1])
     _check_same_run(run, saved, source)
     lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None

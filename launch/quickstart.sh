@@ -34,7 +34,7 @@ for step in 0 best; do
     tee "$out/search-$step.json"
 done
 
-run ask --index="$out/index-best" --data="$out/data"
+run ask --index="$out/index-best" --data="$out/data" | head -n -1
 echo
 echo "Held-out queries, 10 of 128 lists probed, the index served by ScaNN:"
 run compare --result="dense teacher=$out/data/dense.json" \

@@ -143,5 +143,5 @@ def test_changed_corpus(copy):
     with pytest.raises(InputError, match='the corpus has changed'):
         dataset.open_dataset(copy)
     (copy.parent / 'docs.npy').unlink()
-    with pytest.raises(InputError, match=r'docs\.npy: no such file'):
+    with pytest.raises(InputError, match=r'docs\.npy: the corpus of .* is not there any more'):
         dataset.open_dataset(copy)

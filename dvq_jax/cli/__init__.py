@@ -10,7 +10,9 @@ from dvq_jax.errors import InputError
 
 
 def _fail(error: Exception) -> None:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    # str() of a KeyError is the repr of its message.
+    message = str(error.args[0] if isinstance(error, KeyError) else error)
+    print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,17 +1,21 @@
-"""Writes a trained index for a search engine.
+r"""Writes a trained index for a search engine.
 
 python -m dvq_jax.cli.export --workdir=W [--step=latest|best|N] --format=scann --out=INDEX \
     [--reorder=none|float32|bfloat16|int8] [--lookup=auto|float|int8|lut16]
 """
 
+import functools
 import pathlib
 import time
+from collections.abc import Callable
 
+import numpy as np
 from absl import flags
 
 from dvq_jax import data, evaluate, files
 from dvq_jax.cli import run
 from dvq_jax.errors import InputError
+from dvq_jax.export.manifest import Manifest
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that train wrote.', required=True)
 _STEP = flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
@@ -46,9 +50,9 @@ def main() -> dict:
         raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')
     files.make_folder(out.parent)
     trained, source = evaluate.open_trained(_WORKDIR.value, _STEP.value)
-    written = _write(
+    write = _writer(corpus=source.corpus, codewords=trained.params.codebooks.shape[1])
+    written = write(
         out,
-        corpus=source.corpus,
         params=trained.params,
         encoding=evaluate.encode_trained(trained, source.corpus),
         doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
@@ -65,20 +69,21 @@ def main() -> dict:
     }
 
 
-def _write(out, *, corpus, **arguments):
+def _writer(*, corpus: np.ndarray, codewords: int) -> Callable[..., Manifest]:
+    """The writer of --format, its options checked before the corpus is encoded."""
     if _FORMAT.value == 'faiss':
         from dvq_jax.export import faiss
 
-        return faiss.write(out, **arguments)
+        return faiss.write
     from dvq_jax.export import scann
 
-    return scann.write(
-        out,
+    lookup = scann.check_lookup(None if _LOOKUP.value == 'auto' else _LOOKUP.value, codewords)
+    return functools.partial(
+        scann.write,
         corpus=corpus,
         reorder=_REORDER.value,
-        lookup=None if _LOOKUP.value == 'auto' else _LOOKUP.value,
+        lookup=lookup,
         docids_pickle=_DOCIDS_PICKLE.value,
-        **arguments,
     )
 
 

@@ -1,4 +1,4 @@
-"""Searches an exported index and writes a TREC run; measures it where qrels are given.
+r"""Searches an exported index and writes a TREC run; measures it where qrels are given.
 
 python -m dvq_jax.cli.search --index=INDEX --queries=q.npy --query_ids=q.tsv --k=100 --nprobe=10 \
     --out=run.trec [--qrels=q.txt]
@@ -11,7 +11,6 @@ from absl import flags
 import dvq_jax
 from dvq_jax import data, files, metrics
 from dvq_jax.cli import run
-from dvq_jax.quantizer import bytes_per_document
 
 _INDEX = flags.DEFINE_string('index', None, 'The index: a folder that export wrote.', required=True)
 _QUERIES = flags.DEFINE_string(
@@ -48,7 +47,7 @@ def main() -> dict:
         'run': _OUT.value,
         'queries': len(queries),
         'nprobe': _NPROBE.value,
-        'bytes_per_document': bytes_per_document(index.manifest.books, index.manifest.codewords),
+        'bytes_per_document': index.manifest.bytes_per_document,
         # Of a second pass, when everything is loaded and compiled.
         'ms_per_query': round(1000 * seconds / len(timed), 4),
     }
@@ -56,7 +55,9 @@ def main() -> dict:
         return result
     names = [dict.fromkeys(index.ids.take(relevant), 1) for relevant in positives]
     qrels = dict(zip(query_ids, names, strict=True))
-    return result | metrics.measure(qrels, metrics.to_run(query_ids, docs, scores))
+    measured = metrics.measure(qrels, metrics.to_run(query_ids, docs, scores))
+    # R@100 of ten documents would read like one of a hundred.
+    return result | {name: value for name, value in measured.items() if metrics.depth(name) <= _K.value}
 
 
 if __name__ == '__main__':

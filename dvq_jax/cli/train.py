@@ -5,6 +5,7 @@ knows (TPU pods, Slurm) --distributed alone.
 """
 
 import jax
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -21,6 +22,16 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is, from 
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
+def _config() -> ml_collections.ConfigDict:
+    try:
+        return _CONFIG.value
+    except (OSError, ImportError) as error:  # the file is read at the first look at the flag
+        raise InputError(
+            '--config: the file cannot be read; give a path such as configs/default.py, and run from the '
+            'folder that holds configs/.'
+        ) from error
+
+
 def main() -> dict:
     """Joins the other processes, if any, and trains."""
     given = [flag.value is not None for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)]
@@ -28,7 +39,7 @@ def main() -> dict:
         raise InputError('--coordinator, --num_processes and --process_id go together; give all three.')
     if _DISTRIBUTED.value or all(given):
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    return train(_CONFIG.value, _WORKDIR.value)
+    return train(_config(), _WORKDIR.value)
 
 
 if __name__ == '__main__':

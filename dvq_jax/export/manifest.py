@@ -16,6 +16,7 @@ from typing import Any
 
 from dvq_jax import files
 from dvq_jax.errors import InputError
+from dvq_jax.quantizer import bytes_per_document
 
 NAME = 'manifest.json'
 VERSION = 1
@@ -63,6 +64,12 @@ class Manifest:
     files: dict
     metric: str = 'inner_product'
     version: int = VERSION
+
+    @property
+    def bytes_per_document(self) -> float:
+        """What a document costs in codes, and in vectors kept for re-scoring."""
+        kept = {'none': 0, 'int8': 1, 'bfloat16': 2, 'float32': 4}[self.reorder]
+        return bytes_per_document(self.books, self.codewords) + kept * self.dim
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -22,7 +22,6 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from scann.partitioning import partitioner_pb2
@@ -31,10 +30,9 @@ from scann.scann_ops.py import scann_ops_pybind
 
 from dvq_jax import files
 from dvq_jax.errors import InputError
-from dvq_jax.export import beside, manifest
+from dvq_jax.export import beside, manifest, vectors
 from dvq_jax.export.manifest import Manifest
 from dvq_jax.export.verify import verify
-from dvq_jax.progress import Progress
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
@@ -44,16 +42,6 @@ Reorder = Literal['none', 'float32', 'bfloat16', 'int8']
 CONFIG, PARTITIONER, CODEBOOK = 'scann_config.pb', 'serialized_partitioner.pb', 'ah_codebook.pb'
 LISTS, CODES, ASSETS = 'datapoint_to_token.npy', 'hashed_dataset.npy', 'scann_assets.pbtxt'
 LOOKUPS = {'float': 'FLOAT', 'int8': 'INT8', 'lut16': 'INT8_LUT16'}
-REORDERS = {
-    'none': {},
-    'float32': {'dataset.npy': 'DATASET_NPY'},
-    'bfloat16': {'bfloat16_dataset.npy': 'BF16_DATASET_NPY'},
-    'int8': {
-        'int8_dataset.npy': 'INT8_DATASET_NPY',
-        'int8_multipliers.npy': 'INT8_MULTIPLIERS_NPY',
-        'dp_norms.npy': 'INT8_NORMS_NPY',
-    },
-}
 # How many candidates, for each document wanted, are scored exactly where the index reorders.
 _REORDER_FACTOR = 10
 _BLOCK = 8192
@@ -108,9 +96,9 @@ def write(
       MismatchError: ScaNN does not search what was written as the reference does.
     """
     params, encoding = beside.on_host(params, encoding)
-    lookup = lookup or ('lut16' if params.codebooks.shape[1] == 16 else 'int8')
+    lookup = check_lookup(lookup, params.codebooks.shape[1])
     corpus = None if reorder == 'none' else corpus
-    _check_arguments(params, encoding, lookup=lookup, reorder=reorder, corpus=corpus)
+    _check_arguments(params, encoding, reorder=reorder, corpus=corpus)
     nprobe = min(nprobe, len(params.centroids))
     with files.atomic_folder(out) as folder:
         shapes = (params.centroids.shape, params.codebooks.shape)
@@ -120,7 +108,7 @@ def write(
         np.save(folder / LISTS, encoding.lists)
         np.save(folder / CODES, encoding.codes)
         (folder / ASSETS).write_text(_assets(reorder), encoding='utf-8')
-        rounding = None if corpus is None else _write_vectors(folder, corpus, params.rotation, reorder)
+        rounding = None if corpus is None else vectors.write(folder, corpus, params.rotation, reorder)
         if docids_pickle:
             doc_ids = list(doc_ids)
             (folder / 'scann_docids.pkl').write_bytes(pickle.dumps(doc_ids, protocol=4))
@@ -149,16 +137,33 @@ def write(
     return written
 
 
-def _check_arguments(params: IndexParams, encoding: Encoding, *, lookup: str, reorder: str, corpus) -> None:
-    codewords, shape = params.codebooks.shape[1], (len(encoding.lists), params.rotation.shape[0])
+def check_lookup(lookup: str | None, codewords: int) -> Lookup:
+    """The lookup to use; None takes 'lut16' where K is 16, else 'int8'.
+
+    Args:
+      lookup: 'float', 'int8', 'lut16' or None.
+      codewords: K.
+
+    Returns:
+      The lookup.
+
+    Raises:
+      InputError: an unknown lookup, or one that does not go with K.
+    """
+    lookup = lookup or ('lut16' if codewords == 16 else 'int8')
     if lookup not in LOOKUPS:
         raise InputError(f'lookup {lookup!r} is unknown; use one of {", ".join(LOOKUPS)}.')
-    if reorder not in REORDERS:
-        raise InputError(f'reorder {reorder!r} is unknown; use one of {", ".join(REORDERS)}.')
     if lookup == 'lut16' and codewords != 16:
         raise InputError(
             f"lookup 'lut16' takes 16 codewords a codebook and these have {codewords}; use 'int8'."
         )
+    return lookup
+
+
+def _check_arguments(params: IndexParams, encoding: Encoding, *, reorder: str, corpus) -> None:
+    shape = (len(encoding.lists), params.rotation.shape[0])
+    if reorder not in vectors.ASSETS:
+        raise InputError(f'reorder {reorder!r} is unknown; use one of {", ".join(vectors.ASSETS)}.')
     if reorder != 'none' and (corpus is None or corpus.shape != shape):
         found = 'none is given' if corpus is None else f'this one is {corpus.shape}'
         raise InputError(f'reorder {reorder!r} takes the encoded corpus, of shape {shape}, and {found}.')
@@ -236,49 +241,13 @@ def _asset_kinds(reorder: str) -> dict[str, str]:
         PARTITIONER: 'PARTITIONER',
         LISTS: 'TOKENIZATION_NPY',
         CODES: 'AH_DATASET_NPY',
-        **REORDERS[reorder],
+        **vectors.ASSETS[reorder],
     }
 
 
 def _assets(reorder: str) -> str:
     entry = 'assets {{\n  asset_type: {kind}\n  asset_path: "{name}"\n}}\n'
     return ''.join(entry.format(kind=kind, name=name) for name, kind in _asset_kinds(reorder).items())
-
-
-def _write_vectors(
-    folder: pathlib.Path, corpus: np.ndarray, rotation: np.ndarray, reorder: str
-) -> np.ndarray:
-    """Writes the documents, rotated, block by block; returns [D], how far a stored number may be off."""
-    passes = 2 if reorder == 'int8' else 1
-    progress = Progress('vectors for reordering', total=passes * len(corpus), unit='documents')
-    largest = np.zeros(corpus.shape[1], np.float32)
-
-    def rotated_blocks():
-        for start in range(0, len(corpus), _BLOCK):
-            block = np.asarray(corpus[start : start + _BLOCK], np.float32) @ rotation
-            np.maximum(largest, np.abs(block).max(axis=0), out=largest)
-            progress.add(len(block))
-            yield start, block
-
-    if reorder == 'int8':
-        for _ in rotated_blocks():
-            pass
-    multipliers = (127 / np.where(largest > 0, largest, 1)).astype(np.float32)
-    kind = {'float32': np.float32, 'bfloat16': np.int16, 'int8': np.int8}[reorder]
-    name = next(iter(REORDERS[reorder]))
-    stored = np.lib.format.open_memmap(folder / name, mode='w+', dtype=kind, shape=corpus.shape)
-    for start, block in rotated_blocks():
-        if reorder == 'bfloat16':
-            block = block.astype(ml_dtypes.bfloat16).view(np.int16)
-        elif reorder == 'int8':
-            block = np.rint(block * multipliers)
-        stored[start : start + _BLOCK] = block
-    stored.flush()
-    progress.done()
-    if reorder == 'int8':
-        np.save(folder / 'int8_multipliers.npy', multipliers)
-        np.save(folder / 'dp_norms.npy', np.empty(0, np.float32))
-    return {'float32': 0 * largest, 'bfloat16': largest * 2**-8, 'int8': 0.5 / multipliers}[reorder]
 
 
 def names(stated: Manifest) -> tuple[str, ...]:
@@ -352,7 +321,7 @@ def _check_files(folder: pathlib.Path, stated: Manifest) -> None:
     )
     _check_array(folder / LISTS, np.int32, (stated.documents,), below=lists)
     _check_array(folder / CODES, np.uint8, (stated.documents, books), below=codewords)
-    for name in REORDERS[stated.reorder]:
+    for name in vectors.ASSETS[stated.reorder]:
         kind = {'int8_dataset.npy': np.int8, 'bfloat16_dataset.npy': np.int16}.get(name, np.float32)
         shape = {'int8_multipliers.npy': (dim,), 'dp_norms.npy': (0,)}.get(name, (stated.documents, dim))
         _check_array(folder / name, kind, shape)
