@@ -142,7 +142,7 @@ def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path
     ('changes', 'extra', 'message'),
     [
         ({'index.codebooks': 5}, (), 'codebooks is 5'),
-        ({'index.nothing': 5}, (), 'nothing'),
+        ({'loss.nme': 'kl'}, (), "error: 'nme' Did you mean"),
         ({'index.lists': 'many'}, (), 'many'),
         ({}, ('--config=configs/nothing.py',), 'nothing.py'),
         ({}, ('--process_id=1',), 'give all three'),
@@ -155,6 +155,18 @@ def test_command_line_refuses_in_one_sentence(collection, tmp_path, changes, ext
     assert process.returncode == 2 and out == ''
     assert err.startswith('error: ') and err.count('\n') == 1 and message in err
     assert not (tmp_path / 'W').exists()
+
+
+def test_a_config_that_is_not_there_is_named_also_without_overrides(tmp_path):
+    command = [
+        sys.executable,
+        '-m',
+        'dvq_jax.cli.train',
+        '--config=configs/nothing.py',
+        f'--workdir={tmp_path}/W',
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith('error: --config') and done.stderr.count('\n') == 1
 
 
 def run(small_config, workdir, **changes):

@@ -10,7 +10,9 @@ from dvq_jax.errors import InputError
 
 
 def _fail(error: Exception) -> None:
-    # str() of a KeyError is the repr of its message.
+    # ml_collections wraps a KeyError, whose own text is the repr of what it has to say.
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
     message = str(error.args[0] if isinstance(error, KeyError) else error)
     print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)

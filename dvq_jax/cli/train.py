@@ -24,12 +24,13 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def _config() -> ml_collections.ConfigDict:
     try:
-        return _CONFIG.value
-    except (OSError, ImportError) as error:  # the file is read at the first look at the flag
+        _CONFIG.value.to_dict()  # a file that could not be read is only now complained of
+    except OSError as error:
         raise InputError(
             '--config: the file cannot be read; give a path such as configs/default.py, and run from the '
             'folder that holds configs/.'
         ) from error
+    return _CONFIG.value
 
 
 def main() -> dict:
