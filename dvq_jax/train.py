@@ -99,7 +99,7 @@ def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[
     sizes = np.bincount(encoding.lists, minlength=len(index.centroids)).astype(np.float64)
     used = [len(np.unique(column)) for column in encoding.codes.T]
     return {
-        **{name: value for name, value in results[str(nprobe)].items() if name != 'ms_per_query'},
+        **results[str(nprobe)],
         # Over the whole corpus; the step's metrics of the same names are over its batch.
         'corpus_codewords_used': float(np.mean(used)) / index.codebooks.shape[1],
         'corpus_list_imbalance': float(np.sum(sizes**2) * len(sizes) / np.sum(sizes) ** 2),
@@ -277,19 +277,21 @@ def _begin(run: Run) -> _Start:
         steps = checkpoint.available_steps(source)
         if not steps:
             raise InputError(f'resume_from: {source} holds no checkpoint; give the workdir of a run.')
-    example = None
-    if not steps and run.config.init_from:
+    saved = example = None
+    if steps:
+        saved = checkpoint.read_about(source, steps[-1])
+        _check_same_run(run, saved, source)
+    elif run.config.init_from:
         example = checkpoint.load(run.config.init_from)
         _check_same_shapes(example.params, blank, run.config.init_from)
+    # Nothing is touched before this: a refused config must not harm the run that is there.
     files.make_folder(run.workdir)
     (run.workdir / evaluate.DONE).unlink(missing_ok=True)
-    if not steps:
+    if saved is None:
         state, lists = _first_state(run, example)
         digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
         return _Start(state=state, lists=lists, about=_about(run, digest))
     print(f'going on from step {steps[-1]} of {source}', file=sys.stderr, flush=True)
-    saved = checkpoint.read_about(source, steps[-1])
-    _check_same_run(run, saved, source)
     lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
     if not resumed and lists is not None:
         checkpoint.write_lists(run.workdir, lists)

@@ -317,6 +317,7 @@ def test_workdir_of_another_config_is_refused(small_config, tmp_path):
     run(small_config, tmp_path)
     with pytest.raises(InputError, match=r"loss.name='listnet', the config says 'mse'"):
         run(small_config, tmp_path, loss__name='mse')
+    assert json.loads((tmp_path / 'done.json').read_text())['step'] == 20  # the run that is there is unharmed
 
 
 def test_read_only_workdir_is_refused(small_config, tmp_path):
