@@ -3,24 +3,68 @@
 Every local device takes a block; the last ones are padded, so that there is one compiled shape.
 """
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvq_jax import codes
+from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
-from dvq_jax.quantizer import assign, encode
+from dvq_jax.quantizer import assign, encode, rotate
 from dvq_jax.types import Array, Encoding, IndexParams
 
 BLOCK = 8192
 _ROWS = 1024
+_CHOSEN_ROWS = 256  # each brings its queries along
 
 
-def _by_rows(function, *arrays: Array):
-    """Applies a function of rows to `_ROWS` of them at a time, so that distances stay in cache."""
-    cut = [x.reshape(-1, _ROWS, *x.shape[1:]) for x in arrays]
-    parts = jax.lax.map(lambda rows: function(*rows), tuple(cut))
+@dataclasses.dataclass(frozen=True)
+class Audience:
+    """The queries that documents' codes are chosen for, see `codes`.
+
+    Attributes:
+      demand: the training queries.
+      transformed: [Q, D] float32, the same after the tower.
+      queries: how many a document gets at most.
+      prior: how many more it is taken to have, from everywhere.
+      sweeps: of the coordinate descent.
+    """
+
+    demand: Demand
+    transformed: np.ndarray
+    queries: int
+    prior: float
+    sweeps: int
+
+    @property
+    def ridge(self) -> float:
+        """ρ = prior·E‖v_q‖²/D."""
+        return self.prior * float(np.mean(np.square(self.demand.queries, dtype=np.float64)))
+
+
+def by_blocks(vectors: np.ndarray, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields vectors block by block.
+
+    Args:
+      vectors: [n, D] float, may be memory-mapped.
+      size: of a block.
+
+    Yields:
+      The rows, and the block [at most size, D] float32.
+    """
+    for start in range(0, len(vectors), size):
+        rows = slice(start, min(start + size, len(vectors)))
+        yield rows, np.asarray(vectors[rows], np.float32)
+
+
+def _by_rows(function, *arrays: Array, rows: int = _ROWS):
+    """Applies a function of rows to so many of them at a time; what it makes of them stays in cache."""
+    cut = [x.reshape(-1, rows, *x.shape[1:]) for x in arrays]
+    parts = jax.lax.map(lambda some: function(*some), tuple(cut))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
@@ -35,12 +79,44 @@ def _assign_block(params: IndexParams, docs: Array) -> Array:
     return _by_rows(lambda rows: assign(params, rows), docs.astype(jnp.float32))
 
 
+def _choose_block(
+    params: IndexParams,
+    products: Array,
+    table: Array,
+    ridge: Array,
+    sweeps: Array,
+    docs: Array,
+    encoding: Encoding,
+    wanted: tuple[Array, Array, Array],
+) -> Array:
+    def some(docs, lists, start, queries, weights, scores):
+        coarse = params.centroids[lists]
+        students = table[queries]
+        reached = jnp.einsum('nbd,nd->nb', students, coarse, precision=jax.lax.Precision.HIGHEST)
+        return codes.choose(
+            params,
+            products,
+            rotate(params, docs) - coarse,
+            start.astype(jnp.int32),
+            students,
+            scores - reached,
+            weights,
+            ridge=ridge,
+            sweeps=sweeps,
+        )
+
+    parts = (docs, encoding.lists, encoding.codes, *wanted)
+    return _by_rows(some, *parts, rows=_CHOSEN_ROWS).astype(jnp.uint8)
+
+
 @functools.cache
 def _mapped(name: str):
     functions = {
         'encode': (_encode_block, (None, 0, None)),
         'encode in lists': (_encode_block, (None, 0, 0)),
         'assign': (_assign_block, (None, 0)),
+        'choose': (_choose_block, (None, 0, 0, None, None, 0, 0, 0)),
+        'put': (lambda x: x, (0,)),
     }
     function, in_axes = functions[name]
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices())
@@ -51,37 +127,82 @@ def _spread(block: np.ndarray, fan: int) -> np.ndarray:
     return np.pad(block, padding).reshape(fan, BLOCK, *block.shape[1:])
 
 
+def _on_every_device(array: np.ndarray) -> Array:
+    return _mapped('put')(np.broadcast_to(array, (jax.local_device_count(), *array.shape)))
+
+
+class _Chooser:
+    """Improves encoded blocks for their audience; its tables are put on the devices once."""
+
+    def __init__(self, params: IndexParams, audience: Audience):
+        rotated = np.asarray(rotate(params, jnp.asarray(audience.transformed)))
+        table = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
+        self._params, self._audience = params, audience
+        self._table = _on_every_device(table)
+        self._products = _on_every_device(np.asarray(codes.codeword_products(jnp.asarray(params.codebooks))))
+
+    def __call__(self, rows: slice, docs: np.ndarray, encoding: Encoding) -> Array:
+        audience, fan = self._audience, len(docs)
+        wanted = audience.demand.of(np.arange(rows.start, rows.stop), audience.queries)
+        return _mapped('choose')(
+            self._params,
+            self._products,
+            self._table,
+            audience.ridge,
+            audience.sweeps,
+            docs.astype(np.float32),
+            encoding,
+            tuple(_spread(part, fan) for part in wanted),
+        )
+
+
 def encode_corpus(
-    params: IndexParams, corpus: np.ndarray, lists: np.ndarray | None = None, *, quiet: bool = False
+    params: IndexParams,
+    corpus: np.ndarray,
+    lists: np.ndarray | None = None,
+    *,
+    audience: Audience | None = None,
+    quiet: bool = False,
 ) -> Encoding:
     """Encodes every document, see `quantizer.encode`.
 
     Args:
       params: the index.
       corpus: [N, D] float16 or float32, may be memory-mapped.
-      lists: [N] int32, the documents' lists where training froze them; None assigns the nearest.
+      lists: [A·N] int32, the documents' lists where they are decided, entry e that of document e mod N; None
+        assigns the nearest.
+      audience: the queries to choose codes for; None takes the nearest codewords.
       quiet: print no progress.
 
     Returns:
-      The encoding, lists [N] int32 and codes [N, M] uint8 on the host.
+      The encoding of A·N entries on the host.
 
     Example:
       encoding = encode_corpus(params, np.load('docs.npy', mmap_mode='r'))
     """
     count, fan = len(corpus), jax.local_device_count()
-    out = Encoding(lists=np.empty(count, np.int32), codes=np.empty((count, len(params.codebooks)), np.uint8))
-    progress = Progress('encode', total=count, unit='documents', every=float('inf') if quiet else 5.0)
-    for start in range(0, count, fan * BLOCK):
-        rows = slice(start, min(start + fan * BLOCK, count))
-        docs = _spread(corpus[rows], fan)
-        if lists is None:
-            part = _mapped('encode')(params, docs, None)
-        else:
-            part = _mapped('encode in lists')(params, docs, _spread(lists[rows], fan))
-        size = rows.stop - start
-        out.lists[rows] = np.asarray(part.lists).reshape(-1)[:size]
-        out.codes[rows] = np.asarray(part.codes).reshape(fan * BLOCK, -1)[:size]
-        progress.add(size)
+    entries = count if lists is None else len(lists)
+    out = Encoding(
+        lists=np.empty(entries, np.int32),
+        codes=np.empty((entries, len(params.codebooks)), np.uint8),
+        copies=entries // count,
+    )
+    progress = Progress('encode', total=entries, unit='documents', every=float('inf') if quiet else 5.0)
+    chooser = None if audience is None else _Chooser(params, audience)
+    for first in range(0, entries, count):
+        for start in range(0, count, fan * BLOCK):
+            rows = slice(start, min(start + fan * BLOCK, count))
+            own = slice(first + rows.start, first + rows.stop)
+            docs = _spread(corpus[rows], fan)
+            if lists is None:
+                part = _mapped('encode')(params, docs, None)
+            else:
+                part = _mapped('encode in lists')(params, docs, _spread(lists[own], fan))
+            chosen = part.codes if chooser is None else chooser(rows, docs, part)
+            size = rows.stop - rows.start
+            out.lists[own] = np.asarray(part.lists).reshape(-1)[:size]
+            out.codes[own] = np.asarray(chosen).reshape(fan * BLOCK, -1)[:size]
+            progress.add(size)
     if not quiet:
         progress.done()
     return out

@@ -3,16 +3,17 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dvq_jax import checkpoint, metrics, search, towers
-from dvq_jax.corpus import encode_corpus
+from dvq_jax.corpus import Audience, encode_corpus
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
+from dvq_jax.demand import Demand, read_demand
 from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
@@ -192,17 +193,36 @@ def open_trained(workdir: str, step: str | int) -> tuple[checkpoint.Trained, Dat
     return trained, dataset
 
 
-def encode_trained(trained: checkpoint.Trained, corpus: np.ndarray) -> Encoding:
-    """Encodes the corpus as the checkpoint's run does: in its frozen lists, or in the nearest ones.
+def audience_of(demand: Demand | None, tower: towers.Tower, settings: Mapping[str, Any]) -> Audience | None:
+    """The queries that a run chooses its codes for.
+
+    Args:
+      demand: the training queries.
+      tower: the query tower.
+      settings: the config's group `codes`.
+
+    Returns:
+      The audience; None where documents take their nearest codewords.
+    """
+    if not settings['queries']:
+        return None
+    return Audience(demand=demand, transformed=towers.apply(tower, demand.queries), **settings)
+
+
+def encode_trained(trained: checkpoint.Trained, dataset: Dataset) -> Encoding:
+    """Encodes the corpus as the checkpoint's run does: the same lists, codes chosen for the same queries.
 
     Args:
       trained: from `open_trained`.
-      corpus: [N, D] float, the corpus of its dataset.
+      dataset: its dataset.
 
     Returns:
       The encoding, on the host.
     """
-    return encode_corpus(trained.params, corpus, trained.lists)
+    settings = trained.config['codes']
+    demand = read_demand(dataset.train, len(dataset.corpus)) if settings['queries'] else None
+    audience = audience_of(demand, trained.tower, settings)
+    return encode_corpus(trained.params, dataset.corpus, trained.lists, audience=audience)
 
 
 def dense_metrics(queries: Queries) -> dict[str, float]:
@@ -240,16 +260,17 @@ def evaluate_trained(
 
     Returns:
       'nprobe' (see `evaluate_index`), 'dense' (see `dense_metrics`), 'step', 'bytes_per_document' (codes
-      alone) and 'documents'.
+      alone, of all copies) and 'documents'.
 
     Raises:
       InputError: an nprobe that is not in [1, L].
     """
     for lists in nprobe:
         search.check_nprobe(lists, len(trained.params.centroids))
+    encoding = encode_trained(trained, dataset)
     results = evaluate_index(
         trained.params,
-        encode_trained(trained, dataset.corpus),
+        encoding,
         queries,
         transformed=towers.apply(trained.tower, queries.embeddings),
         nprobe=nprobe,
@@ -259,7 +280,7 @@ def evaluate_trained(
         'nprobe': results,
         'dense': dense_metrics(queries),
         'step': trained.step,
-        'bytes_per_document': bytes_per_document(*trained.params.codebooks.shape[:2]),
+        'bytes_per_document': encoding.copies * bytes_per_document(*trained.params.codebooks.shape[:2]),
         'documents': len(dataset.corpus),
     }
 

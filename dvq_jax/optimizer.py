@@ -1,7 +1,9 @@
 """Optax groups and schedules: centroids, codebooks, rotation and query tower, each at its own rate.
 
-A group without a rate is frozen, and every parameter belongs to exactly one group. The rotation stays
-orthogonal: each of its updates ends on the orthogonal matrices.
+A group without a rate is frozen, and every parameter belongs to exactly one group. Rates of centroids and
+codebooks are relative: a step of rate r moves a coordinate by about r times the array's root mean square, so
+that they fit embeddings of any dimension and norm. The rotation stays orthogonal: each of its updates ends on
+the orthogonal matrices.
 """
 
 from collections.abc import Mapping
@@ -103,7 +105,8 @@ def build(
     """AdamW for each group at its own rate and schedule; groups without a rate are frozen.
 
     Args:
-      rates: peak learning rate of each of `GROUPS`; None or 0 freezes.
+      rates: peak learning rate of each of `GROUPS`; None or 0 freezes. Those of centroids and codebooks are
+        relative to the array's root mean square.
       steps: of the whole run.
       schedules: name of each group's schedule, see `schedule`.
       warmup: steps of linear rise.
@@ -128,7 +131,11 @@ def build(
             raise InputError(f'the learning rate of {name} is {rate}; use a positive one, or None to freeze.')
         decay = weight_decay if name == 'tower' else 0.0
         adam = optax.adamw(schedule(schedules[name], rate, steps=steps, warmup=warmup), weight_decay=decay)
-        return optax.chain(adam, keep_orthogonal()) if name == 'rotation' else adam
+        if name == 'rotation':
+            return optax.chain(adam, keep_orthogonal())
+        if name == 'tower':
+            return adam
+        return optax.chain(adam, optax.scale_by_param_block_rms(min_scale=1e-12))
 
     grouped = optax.multi_transform({name: group(name) for name in GROUPS}, label)
     if clip_norm is None:

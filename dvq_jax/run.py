@@ -13,6 +13,7 @@ import optax
 from dvq_jax import evaluate, losses, metrics, optimizer, towers
 from dvq_jax.candidates import Mixture, parse_mixture
 from dvq_jax.dataset import Dataset, open_dataset
+from dvq_jax.demand import Demand, read_demand, score_spread
 from dvq_jax.errors import InputError
 from dvq_jax.train_step import Objective, TrainState, init_state
 from dvq_jax.types import IndexParams
@@ -26,6 +27,12 @@ _RANGES = {
     'index.lists': (1, _INFINITY),
     'index.codebooks': (1, _INFINITY),
     'index.codewords': (2, 256),
+    'index.copies': (1, 2),
+    'routing.rounds': (0, _INFINITY),
+    'routing.steps': (1, _INFINITY),
+    'codes.queries': (0, _INFINITY),
+    'codes.prior': (0, _INFINITY),
+    'codes.sweeps': (1, _INFINITY),
     'initialize.sample': (1, _INFINITY),
     'initialize.coarse_iterations': (1, _INFINITY),
     'initialize.opq_iterations': (1, _INFINITY),
@@ -63,6 +70,7 @@ class Run:
       tower: the query tower.
       optimizer: the groups and their schedules.
       queries: held out, to evaluate checkpoints on.
+      demand: the training queries, where lists or codes are chosen for them.
       metric: of those, the one that decides which checkpoint is best.
     """
 
@@ -74,12 +82,18 @@ class Run:
     tower: nn.Module
     optimizer: optax.GradientTransformation
     queries: evaluate.Queries
+    demand: Demand | None
     metric: str
 
     @property
     def dynamic(self) -> bool:
         """Whether documents are re-assigned to lists at every step."""
         return self.config.quantizer.assignment == 'dynamic'
+
+    @property
+    def routed(self) -> bool:
+        """Whether queries decide on lists."""
+        return self.config.routing.rounds > 0 or self.config.index.copies > 1
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -123,6 +137,13 @@ def _check_index(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
                 f'index.{name} is {index[name]}, and k-means has {sample} documents to find them in; '
                 'use fewer, raise initialize.sample, or give more documents.'
             )
+    if config.quantizer.assignment == 'dynamic' and (config.routing.rounds or index.copies > 1):
+        raise InputError(
+            "quantizer.assignment is 'dynamic', which puts documents into their nearest list at every step; "
+            'set routing.rounds=0 and index.copies=1 with it.'
+        )
+    if index.copies >= index.lists:
+        raise InputError(f'index.copies is {index.copies}; there are {index.lists} lists, use more lists.')
     if config.eval.nprobe > index.lists:
         raise InputError(
             f'eval.nprobe is {config.eval.nprobe}; there are {index.lists} lists, probe at most those.'
@@ -150,7 +171,7 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         )
     return Objective(
         terms=terms,
-        temperature=config.loss.temperature,
+        temperature=config.loss.temperature * _spread(dataset),
         ivf_weight=config.loss.ivf_weight,
         pq_weight=config.loss.pq_weight,
         scale_ivf_to_pq=config.loss.scale_ivf_to_pq,
@@ -159,6 +180,10 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         estimator=config.quantizer.estimator,
         estimator_temperature=config.quantizer.temperature,
     )
+
+
+def _spread(dataset: Dataset) -> float:
+    return score_spread(np.stack([example['topk_scores'] for example in dataset.dev]))
 
 
 def _check_metric(name: str, queries: evaluate.Queries, dataset: Dataset) -> str:
@@ -203,16 +228,20 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
     if not len(dataset.train):
         raise InputError(f'{dataset.folder}: holds no training queries; prepare it with some.')
     queries = evaluate.held_out_queries(dataset)
+    objective = _objective(config, mixture, dataset)
+    metric = _check_metric(config.eval.metric, queries, dataset)
+    wanted = config.codes.queries or config.routing.rounds or config.index.copies > 1
     return Run(
         config=ml_collections.FrozenConfigDict(config),
         workdir=pathlib.Path(workdir).absolute(),
         dataset=dataset,
         mixture=mixture,
-        objective=_objective(config, mixture, dataset),
+        objective=objective,
         tower=tower,
         optimizer=transformation,
         queries=queries,
-        metric=_check_metric(config.eval.metric, queries, dataset),
+        demand=read_demand(dataset.train, len(dataset.corpus)) if wanted else None,
+        metric=metric,
     )
 
 

@@ -26,17 +26,19 @@ _PROBE_BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class InvertedLists:
-    """Documents sorted by list.
+    """Documents sorted by list, each in `copies` of them.
 
     Attributes:
-      rows: [N] int32, rows of the corpus in the order of their lists.
-      codes: [N, M] uint8, in the same order.
+      rows: [copies·N] int32, rows of the corpus in the order of their lists.
+      codes: [copies·N, M] uint8, in the same order.
       offsets: [L + 1] int32; list l is rows[offsets[l]:offsets[l + 1]].
+      copies: lists that a document is in.
     """
 
     rows: Array
     codes: Array
     offsets: Array
+    copies: int
 
 
 def invert(encoding: Encoding, lists: int) -> InvertedLists:
@@ -52,9 +54,10 @@ def invert(encoding: Encoding, lists: int) -> InvertedLists:
     order = np.argsort(np.asarray(encoding.lists), kind='stable')
     sizes = np.bincount(np.asarray(encoding.lists), minlength=lists)
     return InvertedLists(
-        rows=jnp.asarray(order, jnp.int32),
+        rows=jnp.asarray(order % encoding.documents, jnp.int32),
         codes=jnp.asarray(np.asarray(encoding.codes)[order]),
         offsets=jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32),
+        copies=encoding.copies,
     )
 
 
@@ -66,7 +69,15 @@ def _probe(params: IndexParams, offsets: Array, queries: Array, *, nprobe: int) 
     return lists, scores, jnp.sum(offsets[lists + 1] - offsets[lists], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'width'))
+def _once(scores: Array, rows: Array) -> Array:
+    """Scores [q, n], descending, with -inf wherever the same row stands further left."""
+    places = jnp.arange(rows.shape[1])
+    earlier = places[:, None] > places
+    again = jnp.any((rows[:, :, None] == rows[:, None, :]) & earlier, axis=-1)
+    return jnp.where(again, -jnp.inf, scores)
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'width', 'copies'))
 def _scan(
     params: IndexParams,
     inverted: tuple[Array, Array, Array],
@@ -76,8 +87,12 @@ def _scan(
     *,
     k: int,
     width: int,
+    copies: int,
 ) -> tuple[Array, Array]:
-    """Scores the documents of the probed lists, at most `width` a query, and keeps the best k."""
+    """Scores the documents of the probed lists, at most `width` a query, and keeps the best k.
+
+    A document that is met in several lists counts once, with its best score.
+    """
     rows, codes, offsets = inverted
     sizes = offsets[lists + 1] - offsets[lists]
     ends = jnp.cumsum(sizes, axis=-1)
@@ -94,9 +109,12 @@ def _scan(
     tables = tables.reshape(len(tables), -1)
     fine = jax.vmap(lambda table, index: jnp.sum(table[index], axis=-1))(tables, flat)
     scores = jnp.where(real, jnp.take_along_axis(coarse, probe, axis=-1) + fine, -jnp.inf)
-    best, chosen = jax.lax.top_k(scores, min(k, width))
-    found = jnp.where(jnp.isfinite(best), jnp.take_along_axis(rows[slots], chosen, axis=-1), -1)
-    return best, found
+    best, chosen = jax.lax.top_k(scores, min(copies * k, width))
+    found = jnp.take_along_axis(rows[slots], chosen, axis=-1)
+    if copies > 1:
+        best, chosen = jax.lax.top_k(_once(best, found), min(k, width))
+        found = jnp.take_along_axis(found, chosen, axis=-1)
+    return best, jnp.where(jnp.isfinite(best), found, -1)
 
 
 def check_nprobe(nprobe: int, lists: int) -> None:
@@ -148,6 +166,7 @@ def search(
             coarse[padded],
             k=k,
             width=width,
+            copies=lists.copies,
         )
         columns = best.shape[1]
         scores[picked, :columns] = np.asarray(best)[: len(picked)]
@@ -159,7 +178,7 @@ def search(
 def documents_scanned(
     params: IndexParams, encoding: Encoding | InvertedLists, queries: np.ndarray, *, nprobe: int
 ) -> np.ndarray:
-    """How many documents a search scores for each query: what P costs.
+    """How many entries a search scores for each query: what P costs. A document in two lists may count twice.
 
     Args:
       params: the index.

@@ -25,11 +25,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, metrics, towers
+from dvq_jax import checkpoint, evaluate, files, initialize, metrics, routing, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.corpus import assign_corpus, encode_corpus
 from dvq_jax.errors import InputError
-from dvq_jax.initialize import initialize
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, blank_state, flatten, open_run, tower_args
 from dvq_jax.train_step import TrainState, index_params, init_state, make_train_step
@@ -70,12 +69,49 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
             )
 
 
+def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
+    """k-means, lists that queries reach, (O)PQ; and the lists, where queries decided them."""
+    config, corpus = run.config, run.dataset.corpus
+    settings, lists = config.initialize.to_dict(), None
+    draws = {'seed': config.seed, 'sample': settings['sample'], 'seeding': settings['seeding']}
+    centroids = initialize.coarse(
+        corpus,
+        lists=config.index.lists,
+        iterations=settings['coarse_iterations'],
+        spherical=settings['spherical'],
+        **draws,
+    )
+    if run.routed:
+        centroids, lists = routing.learn(
+            centroids,
+            corpus,
+            run.demand,
+            rounds=config.routing.rounds,
+            steps=config.routing.steps,
+            nprobe=config.eval.nprobe,
+            copies=config.index.copies,
+            seed=config.seed,
+        )
+    index = initialize.fine(
+        corpus,
+        centroids,
+        decided=lists,
+        codebooks=config.index.codebooks,
+        codewords=config.index.codewords,
+        rotation=config.index.rotation,
+        opq_iterations=settings['opq_iterations'],
+        pq_iterations=settings['pq_iterations'],
+        **draws,
+    )
+    return index, lists
+
+
 def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainState, np.ndarray | None]:
     """Rules 3 and 4: the state at step 0, of another run's index or of a new one, and the frozen lists."""
     config, corpus = run.config, run.dataset.corpus
     tower_params, lists = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed), None
     if example is None:
-        index = initialize(corpus, seed=config.seed, **config.index.to_dict(), **config.initialize.to_dict())
+        index, lists = _first_index(run)
     else:
         index = example.params
         if example.fingerprint == run.dataset.fingerprint:
@@ -86,14 +122,22 @@ def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainSta
         lists = None
     elif lists is None:
         lists = assign_corpus(index, corpus)
+    if lists is not None and len(lists) != config.index.copies * len(corpus):
+        raise InputError(
+            f'init_from: {config.init_from} has no {config.index.copies} lists for each document of '
+            f'{run.dataset.folder}; use its index.copies and corpus, or start anew.'
+        )
     return init_state(index, tower_params, run.optimizer), lists
 
 
 def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
     index = jax.tree.map(np.asarray, index_params(state.params))
-    encoding = encode_corpus(index, run.dataset.corpus, lists, quiet=True)
+    config = run.config.to_dict()
     tower_params = jax.tree.map(np.asarray, state.params['tower'])
-    transformed = np.asarray(run.tower.apply({'params': tower_params}, run.queries.embeddings))
+    tower = towers.Tower(config['tower']['name'], tower_args(config), tower_params)
+    audience = evaluate.audience_of(run.demand, tower, config['codes'])
+    encoding = encode_corpus(index, run.dataset.corpus, lists, audience=audience, quiet=True)
+    transformed = towers.apply(tower, run.queries.embeddings)
     nprobe = run.config.eval.nprobe
     results = evaluate.evaluate_index(index, encoding, run.queries, transformed=transformed, nprobe=[nprobe])
     sizes = np.bincount(encoding.lists, minlength=len(index.centroids)).astype(np.float64)

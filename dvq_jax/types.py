@@ -38,15 +38,22 @@ class IndexParams:
 
 @flax.struct.dataclass
 class Encoding:
-    """Documents as the index stores them.
+    """Documents as the index stores them, each in `copies` lists: entry e is document e mod N.
 
     Attributes:
-      lists: [N] int32, the IVF list of each document.
-      codes: [N, M] uint8, the codeword chosen in each codebook.
+      lists: [copies·N] int32, the IVF list of each entry.
+      codes: [copies·N, M] uint8, the codeword chosen in each codebook.
+      copies: how many lists a document is in.
     """
 
     lists: Array
     codes: Array
+    copies: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def documents(self) -> int:
+        """N."""
+        return len(self.lists) // self.copies
 
 
 @flax.struct.dataclass

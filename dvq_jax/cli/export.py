@@ -54,7 +54,7 @@ def main() -> dict:
     written = write(
         out,
         params=trained.params,
-        encoding=evaluate.encode_trained(trained, source.corpus),
+        encoding=evaluate.encode_trained(trained, source),
         doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
         tower=trained.tower,
         step=trained.step,

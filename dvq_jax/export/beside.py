@@ -18,7 +18,9 @@ def on_host(params: IndexParams, encoding: Encoding) -> tuple[IndexParams, Encod
     """Parameters and encoded documents as numpy arrays of the types that are stored."""
     arrays = (params.centroids, params.codebooks, params.rotation)
     lists, codes = np.asarray(encoding.lists, np.int32), np.asarray(encoding.codes, np.uint8)
-    return IndexParams(*(np.asarray(x, np.float32) for x in arrays)), Encoding(lists=lists, codes=codes)
+    return IndexParams(*(np.asarray(x, np.float32) for x in arrays)), encoding.replace(
+        lists=lists, codes=codes
+    )
 
 
 def write(
@@ -56,14 +58,15 @@ def write(
     Raises:
       InputError: an id with a line break, or not N ids.
     """
-    ids.write(folder / ids.NAME, doc_ids, count=len(encoding.lists))
+    ids.write(folder / ids.NAME, doc_ids, count=encoding.documents)
     transform.write(folder / transform.NAME, rotation=params.rotation, tower=tower)
     (lists, dim), (books, codewords, _) = params.centroids.shape, params.codebooks.shape
     return manifest.write(
         folder,
         packages={engine: engine_version},
         engine=engine,
-        documents=len(encoding.lists),
+        documents=encoding.documents,
+        copies=encoding.copies,
         dim=dim,
         lists=lists,
         books=books,

@@ -89,7 +89,7 @@ def build(params: IndexParams, encoding: Encoding, *, nprobe: int) -> faiss.Inde
 
     Args:
       params: the index, numpy; K a power of two.
-      encoding: N documents, numpy.
+      encoding: N documents, numpy, in one list or more each.
       nprobe: P for a searcher that is not told.
 
     Returns:
@@ -113,10 +113,10 @@ def build(params: IndexParams, encoding: Encoding, *, nprobe: int) -> faiss.Inde
     order = np.argsort(encoding.lists, kind='stable')
     bounds = np.searchsorted(encoding.lists[order], np.arange(lists + 1))
     for number in range(lists):
-        rows = order[bounds[number] : bounds[number + 1]]
-        if len(rows):
-            codes = np.ascontiguousarray(packed[rows])
-            index.invlists.add_entries(number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(codes))
+        entries = order[bounds[number] : bounds[number + 1]]
+        if len(entries):
+            codes, rows = np.ascontiguousarray(packed[entries]), entries % encoding.documents
+            index.invlists.add_entries(number, len(entries), faiss.swig_ptr(rows), faiss.swig_ptr(codes))
     index.ntotal = len(encoding.lists)
     rotation = inspect_tools.make_LinearTransform_matrix(np.ascontiguousarray(params.rotation.T))
     whole = faiss.IndexPreTransform(rotation, index)
@@ -124,6 +124,17 @@ def build(params: IndexParams, encoding: Encoding, *, nprobe: int) -> faiss.Inde
     # FAISS holds bare pointers to these; Python must not free them before the index.
     whole.referenced_objects, index.referenced_objects = [rotation, index], [quantizer]
     return whole
+
+
+def _once(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of [q, n], best first, each document with its best score alone."""
+    first = np.zeros(rows.shape, bool)
+    for row, seen in zip(rows, first, strict=True):
+        seen[np.unique(row, return_index=True)[1]] = True
+    scores = np.where(first, scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return scores, np.where(np.isfinite(scores), rows, -1)
 
 
 def names(stated: Manifest) -> tuple[str, ...]:
@@ -158,12 +169,14 @@ def open_engine(folder: str | os.PathLike, stated: Manifest) -> Callable[..., tu
         if isinstance(index, faiss.IndexIVFPQ) and index.metric_type == faiss.METRIC_INNER_PRODUCT
         else None
     )
-    if found != (stated.documents, stated.dim, stated.lists, stated.books, stated.codewords):
+    if found != (stated.copies * stated.documents, stated.dim, stated.lists, stated.books, stated.codewords):
         raise InputError(f'{path}: is not what {manifest.NAME} describes; export the index again.')
 
     def search(rotated: np.ndarray, *, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         probes = faiss.SearchParametersIVF(nprobe=min(nprobe, stated.lists))
-        scores, rows = faiss.downcast_index(whole.index).search(rotated, k, params=probes)
-        return np.where(rows >= 0, scores, -np.inf), rows.astype(np.int32)
+        wanted = stated.copies * k
+        scores, rows = faiss.downcast_index(whole.index).search(rotated, wanted, params=probes)
+        scores, rows = np.where(rows >= 0, scores, -np.inf), rows.astype(np.int32)
+        return (scores, rows) if stated.copies == 1 else _once(scores, rows, k)
 
     return search

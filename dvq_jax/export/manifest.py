@@ -19,10 +19,11 @@ from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 
 NAME = 'manifest.json'
-VERSION = 1
+VERSION = 2
 _KNOWN = {
     'engine': ('scann', 'faiss'),
     'metric': ('inner_product',),
+    'copies': (1, 2),
     'lookup': ('float', 'int8', 'lut16'),
     'reorder': ('none', 'float32', 'bfloat16', 'int8'),
 }
@@ -35,6 +36,7 @@ class Manifest:
     Attributes:
       engine: 'scann' or 'faiss'.
       documents, dim: N and D.
+      copies: lists that a document is in, 1 or 2.
       lists, books, codewords: L, M and K.
       lookup: how the engine scores codes: 'float', 'int8' or 'lut16'.
       reorder: the vectors kept for exact re-scoring: 'none', 'float32', 'bfloat16' or 'int8'.
@@ -50,6 +52,7 @@ class Manifest:
 
     engine: str
     documents: int
+    copies: int
     dim: int
     lists: int
     books: int
@@ -69,7 +72,7 @@ class Manifest:
     def bytes_per_document(self) -> float:
         """What a document costs in codes, and in vectors kept for re-scoring."""
         kept = {'none': 0, 'int8': 1, 'bfloat16': 2, 'float32': 4}[self.reorder]
-        return bytes_per_document(self.books, self.codewords) + kept * self.dim
+        return self.copies * bytes_per_document(self.books, self.codewords) + kept * self.dim
 
 
 def config_hash(config: dict[str, Any]) -> str:

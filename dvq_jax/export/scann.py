@@ -6,8 +6,9 @@ that went through the query transform (see `transform`), in the P lists of the l
     scann_config.pb            ScannConfig
     serialized_partitioner.pb  centroids, a tree of one level
     ah_codebook.pb             codebooks
-    datapoint_to_token.npy     int32 [N], the lists
+    datapoint_to_token.npy     int32 [copies·N], the lists
     hashed_dataset.npy         uint8 [N, M], the codes, one a byte also where K is 16
+    hashed_dataset_soar.npy    uint8 [N, M], those of documents' second copies, if any
     scann_assets.pbtxt         which of the files is what
     dataset.npy                float32 [N, D]: documents, rotated, for reordering; or
     bfloat16_dataset.npy       int16 [N, D], the bits of bfloat16; or
@@ -41,6 +42,7 @@ Reorder = Literal['none', 'float32', 'bfloat16', 'int8']
 
 CONFIG, PARTITIONER, CODEBOOK = 'scann_config.pb', 'serialized_partitioner.pb', 'ah_codebook.pb'
 LISTS, CODES, ASSETS = 'datapoint_to_token.npy', 'hashed_dataset.npy', 'scann_assets.pbtxt'
+SECOND_CODES = 'hashed_dataset_soar.npy'
 LOOKUPS = {'float': 'FLOAT', 'int8': 'INT8', 'lut16': 'INT8_LUT16'}
 # How many candidates, for each document wanted, are scored exactly where the index reorders.
 _REORDER_FACTOR = 10
@@ -74,7 +76,7 @@ def write(
     Args:
       out: the folder to create.
       params: the index.
-      encoding: N documents.
+      encoding: N documents, in one list or two each.
       doc_ids: N ids, in row order; may be a generator.
       tower: the query tower; None is the identity.
       corpus: [N, D] float, in the caller's space, may be memory-mapped; read where the index reorders.
@@ -102,12 +104,16 @@ def write(
     nprobe = min(nprobe, len(params.centroids))
     with files.atomic_folder(out) as folder:
         shapes = (params.centroids.shape, params.codebooks.shape)
-        _write_proto(folder / CONFIG, _config(*shapes, lookup=lookup, reorder=reorder, nprobe=nprobe, k=k))
+        copies, count = encoding.copies, encoding.documents
+        choices = {'lookup': lookup, 'reorder': reorder, 'copies': copies, 'nprobe': nprobe, 'k': k}
+        _write_proto(folder / CONFIG, _config(*shapes, **choices))
         _write_proto(folder / PARTITIONER, _partitioner(params.centroids))
         _write_proto(folder / CODEBOOK, _codebook(params.codebooks))
         np.save(folder / LISTS, encoding.lists)
-        np.save(folder / CODES, encoding.codes)
-        (folder / ASSETS).write_text(_assets(reorder), encoding='utf-8')
+        np.save(folder / CODES, encoding.codes[:count])
+        if copies > 1:
+            np.save(folder / SECOND_CODES, encoding.codes[count:])
+        (folder / ASSETS).write_text(_assets(reorder, copies), encoding='utf-8')
         rounding = None if corpus is None else vectors.write(folder, corpus, params.rotation, reorder)
         if docids_pickle:
             doc_ids = list(doc_ids)
@@ -161,7 +167,7 @@ def check_lookup(lookup: str | None, codewords: int) -> Lookup:
 
 
 def _check_arguments(params: IndexParams, encoding: Encoding, *, reorder: str, corpus) -> None:
-    shape = (len(encoding.lists), params.rotation.shape[0])
+    shape = (encoding.documents, params.rotation.shape[0])
     if reorder not in vectors.ASSETS:
         raise InputError(f'reorder {reorder!r} is unknown; use one of {", ".join(vectors.ASSETS)}.')
     if reorder != 'none' and (corpus is None or corpus.shape != shape):
@@ -175,6 +181,7 @@ def _config(
     *,
     lookup: str,
     reorder: str,
+    copies: int,
     nprobe: int,
     k: int,
 ) -> scann_pb2.ScannConfig:
@@ -184,6 +191,13 @@ def _config(
     tree = config.partitioning
     tree.num_children = lists
     tree.partitioning_distance.distance_measure = 'SquaredL2Distance'
+    if copies > 1:
+        spilling = tree.database_spilling
+        spilling.spilling_type = spilling.TWO_CENTER_ORTHOGONALITY_AMPLIFIED
+        # ScaNN wants the amplification of its own training, which is not run; a document that is met twice
+        # takes two places among the candidates.
+        spilling.orthogonality_amplification_lambda = 1.0
+        spilling.overretrieve_factor = copies
     tree.query_spilling.spilling_type = tree.query_spilling.FIXED_NUMBER_OF_CENTERS
     tree.query_spilling.max_spill_centers = nprobe
     tree.query_tokenization_distance_override.distance_measure = 'DotProductDistance'
@@ -235,24 +249,25 @@ def _write_proto(path: pathlib.Path, message: Message) -> None:
     path.write_bytes(message.SerializeToString(deterministic=True))
 
 
-def _asset_kinds(reorder: str) -> dict[str, str]:
+def _asset_kinds(reorder: str, copies: int) -> dict[str, str]:
     return {
         CODEBOOK: 'AH_CENTERS',
         PARTITIONER: 'PARTITIONER',
         LISTS: 'TOKENIZATION_NPY',
         CODES: 'AH_DATASET_NPY',
+        **({SECOND_CODES: 'AH_DATASET_SOAR_NPY'} if copies > 1 else {}),
         **vectors.ASSETS[reorder],
     }
 
 
-def _assets(reorder: str) -> str:
+def _assets(reorder: str, copies: int) -> str:
     entry = 'assets {{\n  asset_type: {kind}\n  asset_path: "{name}"\n}}\n'
-    return ''.join(entry.format(kind=kind, name=name) for name, kind in _asset_kinds(reorder).items())
+    return ''.join(entry.format(kind=kind, name=name) for name, kind in _asset_kinds(reorder, copies).items())
 
 
 def names(stated: Manifest) -> tuple[str, ...]:
     """The files that `open_engine` opens."""
-    return (CONFIG, *_asset_kinds(stated.reorder))
+    return (CONFIG, *_asset_kinds(stated.reorder, stated.copies))
 
 
 def open_engine(
@@ -279,7 +294,7 @@ def open_engine(
     folder = pathlib.Path(folder)
     _check_files(folder, stated)
     searcher = scann_ops_pybind.ScannSearcher(
-        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(stated.reorder))
+        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(stated.reorder, stated.copies))
     )
 
     reorders = stated.reorder != 'none'
@@ -309,7 +324,8 @@ def _check_files(folder: pathlib.Path, stated: Manifest) -> None:
     width = dim // books
     config = _parse(folder / CONFIG, scann_pb2.ScannConfig())
     nprobe, k = config.partitioning.query_spilling.max_spill_centers, config.num_neighbors
-    choices = {'lookup': stated.lookup, 'reorder': stated.reorder, 'nprobe': nprobe, 'k': k}
+    choices = {'lookup': stated.lookup, 'reorder': stated.reorder, 'copies': stated.copies}
+    choices |= {'nprobe': nprobe, 'k': k}
     _require(folder / CONFIG, config == _config((lists, dim), (books, codewords, width), **choices))
     tree = _parse(folder / PARTITIONER, partitioner_pb2.SerializedPartitioner())
     centroids = [center.dimension for center in tree.kmeans.kmeans_tree.root.centers]
@@ -319,8 +335,9 @@ def _check_files(folder: pathlib.Path, stated: Manifest) -> None:
     _check_numbers(
         folder / CODEBOOK, codebook, words, _codebook(np.empty((books, codewords, 0))), width=width
     )
-    _check_array(folder / LISTS, np.int32, (stated.documents,), below=lists)
-    _check_array(folder / CODES, np.uint8, (stated.documents, books), below=codewords)
+    _check_array(folder / LISTS, np.int32, (stated.copies * stated.documents,), below=lists)
+    for name in (CODES, SECOND_CODES)[: stated.copies]:
+        _check_array(folder / name, np.uint8, (stated.documents, books), below=codewords)
     for name in vectors.ASSETS[stated.reorder]:
         kind = {'int8_dataset.npy': np.int8, 'bfloat16_dataset.npy': np.int16}.get(name, np.float32)
         shape = {'int8_multipliers.npy': (dim,), 'dp_norms.npy': (0,)}.get(name, (stated.documents, dim))

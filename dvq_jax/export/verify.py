@@ -49,6 +49,24 @@ def lookup_error(params: IndexParams, queries: np.ndarray, *, lookup: str) -> np
     return tables.max(axis=(1, 2))[:, None] / 127 / 2 * params.codebooks.shape[0]
 
 
+def _scores(
+    params: IndexParams, encoding: Encoding, rotated: np.ndarray, rows: np.ndarray, *, nprobe: int
+) -> np.ndarray:
+    """[q, k] the best score of each document among its copies in the probed lists."""
+    coarse = rotated @ params.centroids.T
+    probed = np.zeros(coarse.shape, bool)
+    np.put_along_axis(probed, np.argsort(-coarse, axis=1, kind='stable')[:, :nprobe], True, axis=1)
+    best = np.full(rows.shape, -np.inf, np.float32)
+    for copy in range(encoding.copies):
+        entries = np.maximum(rows, 0) + copy * encoding.documents
+        found = Encoding(lists=encoding.lists[entries.ravel()], codes=encoding.codes[entries.ravel()])
+        vectors = np.asarray(quantizer.reconstruct(params, found)).reshape(*rows.shape, -1)
+        scores = np.einsum('qd,qkd->qk', rotated, vectors)
+        reached = np.take_along_axis(probed, encoding.lists[entries], axis=1)
+        best = np.maximum(best, np.where(reached, scores, -np.inf))
+    return best
+
+
 def verify(
     engine: Callable[..., tuple[np.ndarray, np.ndarray]],
     *,
@@ -70,7 +88,7 @@ def verify(
       engine: (rotated [q, D], *, k, nprobe) -> (scores [q, k], rows [q, k]); re-scores the k best where it
         reorders.
       params: the index.
-      encoding: N documents.
+      encoding: N documents, in one list or more each.
       lookup: how the engine scores codes.
       corpus: [N, D] float, in the caller's space, where the engine re-scores by its rows.
       rounding: [D] float32, then: how far a number that it stores may be off, in the rotated space.
@@ -90,9 +108,7 @@ def verify(
     if not np.array_equal(rows >= 0, wanted >= 0):
         raise MismatchError('the written index finds another number of documents than the reference search.')
     real = rows >= 0
-    found = Encoding(lists=encoding.lists[rows.ravel()], codes=encoding.codes[rows.ravel()])
-    vectors = np.asarray(quantizer.reconstruct(params, found)).reshape(*rows.shape, -1)
-    approximate = np.where(real, np.einsum('qd,qkd->qk', rotated, vectors), -np.inf)
+    approximate = np.where(real, _scores(params, encoding, rotated, rows, nprobe=nprobe), -np.inf)
     slack = _FLOAT * np.abs(expected[real]).max(initial=0) + lookup_error(params, queries, lookup=lookup)
     _compare('finds other documents', -np.sort(-approximate, axis=1), expected, 2 * slack)
     if corpus is None:

@@ -1,0 +1,121 @@
+"""Demand: the training queries, and turned round, which of them want a document.
+
+A document's queries are those whose teacher's Top-K holds it. What is stored of a document may be chosen for
+them: its lists (`routing`) and its codes (`codes`).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dvq_jax.dataset import Examples
+
+# A query that ranks the document r-th (from 0) weighs 1/(1 + r/_HALF): half at rank 30.
+_HALF = 30.0
+_READ = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """Training queries with the teacher's Top-K, and the same by document.
+
+    Attributes:
+      queries: [Q, D] float32, the teacher's embeddings.
+      topk_ids: [Q, K] int32, rows of the corpus, best first.
+      topk_scores: [Q, K] float32.
+      offsets: [N + 1] int64; document d is wanted by rows[offsets[d]:offsets[d + 1]].
+      rows: [Q·K] int32, queries of each document, those that rank it best first.
+      ranks: [Q·K] int32, where they rank it, from 0.
+    """
+
+    queries: np.ndarray
+    topk_ids: np.ndarray
+    topk_scores: np.ndarray
+    offsets: np.ndarray
+    rows: np.ndarray
+    ranks: np.ndarray
+
+    @property
+    def spread(self) -> float:
+        """The teacher's scale: the standard deviation of a query's Top-K scores, averaged over queries."""
+        return score_spread(self.topk_scores)
+
+    def of(self, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The queries that want each document most.
+
+        Args:
+          documents: [n] int, rows of the corpus.
+          count: how many queries a document gets at most.
+
+        Returns:
+          [n, count] int32, rows of `queries`, Q where there are fewer; [n, count] float32, their weights, 0
+          there; and [n, count] float32, the teacher's scores.
+        """
+        places = self.offsets[documents][:, None] + np.arange(count)
+        real = places < self.offsets[np.asarray(documents) + 1][:, None]
+        places = np.where(real, places, 0)
+        rows, ranks = self.rows[places], self.ranks[places]
+        weights = np.where(real, 1.0 / (1.0 + ranks / _HALF), 0.0).astype(np.float32)
+        scores = np.where(real, self.topk_scores[rows, ranks], 0.0).astype(np.float32)
+        return np.where(real, rows, len(self.queries)).astype(np.int32), weights, scores
+
+
+def score_spread(topk_scores: np.ndarray) -> float:
+    """The teacher's scale: the standard deviation of a query's Top-K scores, averaged over queries.
+
+    Args:
+      topk_scores: [Q, K] float32.
+
+    Returns:
+      A positive number, in units of the score.
+    """
+    return max(float(np.mean(np.std(topk_scores, axis=1, dtype=np.float64))), 1e-12)
+
+
+def turn_round(queries: np.ndarray, topk_ids: np.ndarray, topk_scores: np.ndarray, documents: int) -> Demand:
+    """From queries' documents to documents' queries.
+
+    Args:
+      queries: [Q, D] float32.
+      topk_ids: [Q, K] int32, rows of the corpus, best first.
+      topk_scores: [Q, K] float32.
+      documents: N.
+
+    Returns:
+      The demand.
+    """
+    count, depth = topk_ids.shape
+    # Rank by rank and stably by document: within a document, ranks ascend, and queries within a rank.
+    order = np.argsort(topk_ids.T.reshape(-1), kind='stable')
+    offsets = np.zeros(documents + 1, np.int64)
+    np.cumsum(np.bincount(topk_ids.reshape(-1), minlength=documents), out=offsets[1:])
+    return Demand(
+        queries=queries,
+        topk_ids=topk_ids,
+        topk_scores=topk_scores,
+        offsets=offsets,
+        rows=(order % count).astype(np.int32),
+        ranks=(order // count).astype(np.int32),
+    )
+
+
+def read_demand(examples: Examples, documents: int) -> Demand:
+    """Reads the training queries of a dataset.
+
+    Args:
+      examples: its split `train`.
+      documents: N.
+
+    Returns:
+      The demand; memory is about Q·(4·D + 16·K) bytes.
+
+    Example:
+      demand = read_demand(dataset.train, len(dataset.corpus))
+    """
+    columns = {'embedding': [], 'topk_ids': [], 'topk_scores': []}
+    for start in range(0, len(examples), _READ):
+        block = examples.__getitems__(range(start, min(start + _READ, len(examples))))
+        for name, parts in columns.items():
+            parts.append(np.stack([example[name] for example in block]))
+    queries, topk_ids, topk_scores = (np.concatenate(parts) for parts in columns.values())
+    return turn_round(queries, topk_ids, topk_scores, documents)

@@ -1,0 +1,255 @@
+"""Lists that queries reach: centroids and assignment learned from where the training queries go.
+
+k-means puts a document where it is nearest. A search finds it only in a list that its queries probe, and
+these are the lists of the largest ⟨q, o⟩. So, from the centroids of k-means, rounds of
+
+1. centroids: minimise the cross-entropy between where a query's documents are, the teacher's softmax over its
+   Top-K summed by list, and where it looks, the softmax of ⟨q, o⟩ over all L lists; plus what a search then
+   scans, Σ_l p_l·n_l (p_l the share of queries that look into l, n_l the share of documents there), so that
+   lists do not grow where everybody looks; plus the distance of each centroid from the mean of its documents,
+   which the codebooks have to pay for;
+2. assignment: a document goes to the list i of the least ‖v − o_i‖² − γ·(share of its queries that probe i)
+   + μ·(share of all queries that probe i).
+
+Where documents are stored in a second list too, that is chosen in the same way for the queries that probe the
+first the least.
+
+A list is probed to the degree 1/(1 + r/P)², r its rank for the query from 0, P the probes meant for serving.
+All weights are relative to the scale of the data: distances to k-means' own distortion, scores to the spread
+of the teacher's Top-K.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dvq_jax.corpus import by_blocks
+from dvq_jax.demand import Demand
+from dvq_jax.progress import Progress
+from dvq_jax.quantizer import nearest
+from dvq_jax.types import Array
+
+_PRECISION = jax.lax.Precision.HIGHEST
+_BATCH = 512  # queries in a step
+_DEPTH = 50  # of the Top-K, documents that a query is led to
+_QUERIES = 32  # that decide on a document's list
+_RATE = 0.0125  # of Adam, relative to the centroids' root mean square
+_TEMPERATURE = 0.5  # of the softmax over lists, in spreads; that over documents is the training's
+_TEACHER_TEMPERATURE = 1.25
+_SCANNED = 1.0  # weight of what is scanned, relative to lists of equal size
+_TETHER = 2.0  # weight of the distance from the documents' mean, in distortions
+_GAIN = 0.6  # γ, in distortions
+_SECOND_GAIN = 3.0  # γ of second lists: distance has had its say in the first
+_PRICE = 0.04  # μ, in distortions, for a list that is probed as often as the mean
+
+
+def learn(
+    centroids: np.ndarray,
+    corpus: np.ndarray,
+    demand: Demand,
+    *,
+    rounds: int,
+    steps: int,
+    nprobe: int,
+    copies: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves centroids and documents to where queries look.
+
+    Args:
+      centroids: [L, D] float32, of k-means, in the caller's space.
+      corpus: [N, D] float, may be memory-mapped.
+      demand: the training queries.
+      rounds: of centroids, then assignment.
+      steps: of the optimizer in a round.
+      nprobe: P, the probes meant for serving.
+      copies: lists that a document is stored in, 1 or 2.
+      seed: of the batches.
+
+    Returns:
+      centroids [L, D] float32 and lists [copies·N] int32, all first lists before all second ones.
+    """
+    lists = np.empty(len(corpus), np.int32)
+    for rows, block in by_blocks(corpus):
+        lists[rows] = nearest(block[:, None], centroids[None])[0][:, 0]
+    sums, squares = _list_sums(corpus, lists, len(centroids))
+    sizes = np.bincount(lists, minlength=len(centroids))
+    distortion = _distortion(centroids, sums, squares, sizes)
+    progress = Progress('route', total=rounds * steps, unit='steps')
+    for number in range(rounds):
+        means = sums / np.maximum(sizes, 1)[:, None]
+        centroids, loss = _train(
+            centroids, demand, lists, means, steps=steps, distortion=distortion, seed=(seed, number)
+        )
+        lists = assign(centroids, corpus, demand, nprobe=nprobe, distortion=distortion)
+        sums, squares = _list_sums(corpus, lists, len(centroids))
+        sizes = np.bincount(lists, minlength=len(centroids))
+        progress.add(steps, note=f'loss {loss:.4g}')
+    progress.done(
+        note=f'distortion {_distortion(centroids, sums, squares, sizes) / distortion:.3f} of k-means'
+    )
+    if copies == 2:
+        seconds = assign(centroids, corpus, demand, nprobe=nprobe, distortion=distortion, taken=lists)
+        lists = np.concatenate([lists, seconds])
+    return centroids, lists
+
+
+def _list_sums(corpus: np.ndarray, lists: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Σ of the documents of each list, [L, D] float32, and Σ‖v‖² of all."""
+    sums, squares = np.zeros((count, corpus.shape[1]), np.float32), 0.0
+    for rows, block in by_blocks(corpus):
+        squares += float(np.sum(np.square(block), dtype=np.float64))
+        order = np.argsort(lists[rows], kind='stable')
+        held, starts = np.unique(lists[rows][order], return_index=True)
+        sums[held] += np.add.reduceat(block[order], starts)
+    return sums, squares
+
+
+def _distortion(centroids: np.ndarray, sums: np.ndarray, squares: float, sizes: np.ndarray) -> float:
+    """The mean ‖v − o‖² of documents and the centroids of their lists."""
+    cross = np.sum(centroids * sums, dtype=np.float64)
+    return float(squares - 2 * cross + np.sum(sizes * np.sum(centroids**2, axis=1))) / float(np.sum(sizes))
+
+
+@functools.partial(jax.jit, static_argnames=('optimizer', 'temperature', 'tether'), donate_argnums=(0, 1))
+def _step(
+    centroids: Array,
+    opt_state: optax.OptState,
+    queries: Array,
+    targets: tuple[Array, Array],
+    means: Array,
+    shares: Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    temperature: float,
+    tether: float,
+) -> tuple[Array, optax.OptState, Array]:
+    held, weights = targets
+    batch, count = len(queries), len(centroids)
+    places = jnp.arange(batch)[:, None]
+    wanted = jnp.zeros((batch, count)).at[places, held].add(weights)
+
+    def loss_fn(centroids):
+        scores = jnp.matmul(queries, centroids.T, precision=_PRECISION) / temperature
+        looks = jax.nn.log_softmax(scores, axis=-1)
+        reach = -jnp.mean(jnp.sum(wanted * looks, axis=-1))
+        scanned = count * jnp.sum(jnp.mean(jnp.exp(looks), axis=0) * shares)
+        away = jnp.sum(shares * jnp.sum(jnp.square(centroids - means), axis=-1))
+        return reach + _SCANNED * scanned + tether * away
+
+    loss, gradient = jax.value_and_grad(loss_fn)(centroids)
+    updates, opt_state = optimizer.update(gradient, opt_state, centroids)
+    return optax.apply_updates(centroids, updates), opt_state, loss
+
+
+def _train(
+    centroids: np.ndarray,
+    demand: Demand,
+    lists: np.ndarray,
+    means: np.ndarray,
+    *,
+    steps: int,
+    distortion: float,
+    seed: tuple[int, int],
+) -> tuple[np.ndarray, float]:
+    """The first half of a round; every process does the same. Returns the last loss too."""
+    rms = float(np.sqrt(np.mean(np.square(centroids, dtype=np.float64))))
+    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * rms, steps))
+    depth = min(_DEPTH, demand.topk_ids.shape[1])
+    scores = demand.topk_scores[:, :depth] / (_TEACHER_TEMPERATURE * demand.spread)
+    weights = np.exp(scores - scores[:, :1])
+    weights /= weights.sum(axis=1, keepdims=True)
+    shares = jnp.asarray(np.bincount(lists, minlength=len(centroids)) / len(lists), jnp.float32)
+    rng = np.random.default_rng(seed)
+    now, loss = jnp.array(centroids), jnp.zeros(())
+    opt_state, means = optimizer.init(now), jnp.asarray(means)
+    for _ in range(steps):
+        rows = rng.integers(0, len(demand.queries), _BATCH)
+        now, opt_state, loss = _step(
+            now,
+            opt_state,
+            demand.queries[rows],
+            (lists[demand.topk_ids[rows, :depth]], weights[rows]),
+            means,
+            shares,
+            optimizer=optimizer,
+            temperature=_TEMPERATURE * demand.spread,
+            tether=_TETHER / distortion,
+        )
+    return np.asarray(now), float(loss)
+
+
+@functools.partial(jax.jit, static_argnames='depth')
+def _probed(centroids: Array, queries: Array, *, depth: int) -> Array:
+    scores = jnp.matmul(queries, centroids.T, precision=_PRECISION)
+    return jax.lax.top_k(scores, depth)[1].astype(jnp.int32)
+
+
+@jax.jit
+def _cheapest(
+    centroids: Array,
+    prices: Array,
+    docs: Array,
+    taken: Array,
+    wanted: tuple[Array, Array],
+    degrees: Array,
+    gain: Array,
+) -> Array:
+    """[n] the list of each document, given the lists [n, b, depth] and weights [n, b] of its queries.
+
+    It is another than taken [n], a list or -1, and for those queries that do not probe that one.
+    """
+    lists, weights = wanted
+    places = jnp.arange(len(docs))
+    shares = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-12)
+    shares *= 1.0 - jnp.sum(jnp.where(lists == taken[:, None, None], degrees, 0.0), axis=-1)
+    probed = jnp.zeros((len(docs), len(centroids)))
+    probed = probed.at[places[:, None, None], lists].add(shares[:, :, None] * degrees)
+    gaps = jnp.sum(jnp.square(centroids), axis=-1) - 2.0 * jnp.matmul(docs, centroids.T, precision=_PRECISION)
+    costs = gaps - gain * probed + prices
+    costs = jnp.where(jnp.arange(len(centroids)) == taken[:, None], jnp.inf, costs)
+    least = jnp.min(costs, axis=1, keepdims=True)
+    return jnp.min(jnp.where(costs == least, jnp.arange(len(centroids)), len(centroids)), axis=1)
+
+
+def assign(
+    centroids: np.ndarray,
+    corpus: np.ndarray,
+    demand: Demand,
+    *,
+    nprobe: int,
+    distortion: float,
+    taken: np.ndarray | None = None,
+) -> np.ndarray:
+    """The list of each document, by distance, its queries, and the price of the list; see the module's text.
+
+    Args:
+      centroids: [L, D] float32, in the caller's space.
+      corpus: [N, D] float, may be memory-mapped.
+      demand: the training queries.
+      nprobe: P, the probes meant for serving.
+      distortion: mean ‖v − o‖² of k-means, the unit of γ and μ.
+      taken: [N] int32, the documents' first lists, where it is their second that is wanted.
+
+    Returns:
+      [N] int32.
+    """
+    count = len(centroids)
+    depth = min(4 * nprobe, count)
+    degrees = jnp.asarray(1.0 / (1.0 + np.arange(depth) / nprobe) ** 2, jnp.float32)
+    probed = np.zeros((len(demand.queries) + 1, depth), np.int32)  # the last row pads, with weight 0
+    for rows, block in by_blocks(demand.queries):
+        probed[rows] = np.asarray(_probed(centroids, block, depth=depth))
+    looked = np.bincount(probed[:-1, :nprobe].reshape(-1), minlength=count)
+    prices = jnp.asarray(_PRICE * distortion * looked / looked.mean(), jnp.float32)
+    gain = _GAIN if taken is None else _SECOND_GAIN
+    taken = np.full(len(corpus), -1, np.int32) if taken is None else taken
+    lists = np.empty(len(corpus), np.int32)
+    for rows, block in by_blocks(corpus, size=1024):
+        queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
+        wanted = (probed[queries], weights)
+        lists[rows] = _cheapest(centroids, prices, block, taken[rows], wanted, degrees, gain * distortion)
+    return lists
