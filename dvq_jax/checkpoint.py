@@ -242,6 +242,8 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
         raise InputError(f'{workdir}: has no checkpoint of step {step}; it has {steps}.')
     restored = _read(workdir, number, params=ocp.args.PyTreeRestore(), about=ocp.args.JsonRestore())
     params, notes = restored['params'], restored['about']
+    if 'codes' not in notes['config']:
+        raise InputError(f'{workdir}: was trained by an earlier version of dvq_jax; train again.')
     return Trained(
         step=number,
         params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),

@@ -70,11 +70,14 @@ def _probe(params: IndexParams, offsets: Array, queries: Array, *, nprobe: int) 
 
 
 def _once(scores: Array, rows: Array) -> Array:
-    """Scores [q, n], descending, with -inf wherever the same row stands further left."""
+    """Scores [q, n] with a document's mean where its row first stands, and -inf where it stands again."""
     places = jnp.arange(rows.shape[1])
-    earlier = places[:, None] > places
-    again = jnp.any((rows[:, :, None] == rows[:, None, :]) & earlier, axis=-1)
-    return jnp.where(again, -jnp.inf, scores)
+    real = jnp.isfinite(scores)
+    same = (rows[:, :, None] == rows[:, None, :]) & real[:, None, :]
+    again = jnp.any(same & (places < places[:, None]), axis=-1)
+    total = jnp.sum(jnp.where(same, scores[:, None, :], 0.0), axis=-1)
+    mean = total / jnp.maximum(jnp.sum(same, axis=-1), 1)
+    return jnp.where(real & ~again, mean, -jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'width', 'copies'))
@@ -91,7 +94,8 @@ def _scan(
 ) -> tuple[Array, Array]:
     """Scores the documents of the probed lists, at most `width` a query, and keeps the best k.
 
-    A document that is met in several lists counts once, with its best score.
+    Of a document's copies, those among the best copies·k entries count, as one, by the mean of their scores:
+    two quantizations err less than one. ScaNN does the same.
     """
     rows, codes, offsets = inverted
     sizes = offsets[lists + 1] - offsets[lists]

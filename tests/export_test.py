@@ -71,6 +71,26 @@ def test_float_scores_are_the_reference(tmp_path, index, engine):
     assert names.tolist() == [[NAMES[row] for row in query] for query in wanted]
 
 
+@pytest.mark.parametrize('engine', [scann, faiss], ids=['scann', 'faiss'])
+def test_documents_in_two_lists(tmp_path, index, engine):
+    params, first = index
+    again = quantizer.encode(params, jnp.asarray(corpus()), jnp.asarray((first.lists + 5) % LISTS))
+    both = Encoding(
+        lists=np.concatenate([first.lists, again.lists]),
+        codes=np.concatenate([first.codes, again.codes]),
+        copies=2,
+    )
+    lookup = {'lookup': 'float'} if engine is scann else {}
+    engine.write(tmp_path / 'index', params=params, encoding=both, doc_ids=NAMES, **lookup)
+    opened = dvq_jax.open_index(tmp_path / 'index')
+    assert len(opened) == DOCS and opened.manifest.copies == 2
+    for nprobe in (1, 4, LISTS):
+        scores, rows = opened.search_rows(queries(), k=10, nprobe=nprobe)
+        expected, wanted = search.search(params, both, queries(), k=10, nprobe=nprobe)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert np.mean(rows == wanted) > 0.99  # a document may have the same score in both lists
+
+
 def test_probed_lists_are_the_best_by_inner_product(tmp_path, index):
     params, encoding = index
     scann.write(tmp_path / 'index', params=params, encoding=encoding, doc_ids=NAMES, lookup='float')

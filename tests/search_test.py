@@ -75,3 +75,31 @@ def test_empty_lists_give_padding(index):
 def test_nprobe_out_of_range_is_refused(index, encoding, nprobe):
     with pytest.raises(InputError, match=f'the index has {L} lists'):
         search.search(index, encoding, np.zeros((1, D), np.float32), k=1, nprobe=nprobe)
+
+
+def test_a_document_in_two_lists_is_found_once_by_its_mean_score(index, encoding):
+    second = np.asarray(encoding.lists) + 1  # every list is even: these are others
+    docs = np.random.default_rng(1).normal(size=(N, D)).astype(np.float32)
+    again = quantizer.encode(index, docs, jnp.asarray(second))
+    both = Encoding(
+        lists=np.concatenate([encoding.lists, again.lists]),
+        codes=np.concatenate([encoding.codes, again.codes]),
+        copies=2,
+    )
+    assert both.documents == N
+    queries = np.random.default_rng(2).normal(size=(33, D)).astype(np.float32)
+    for nprobe, k in ((2, 10), (5, 50), (L, N)):
+        scores, rows = search.search(index, both, queries, k=k, nprobe=nprobe)
+        entry_scores, entries, scanned = brute_force(index, both, queries, 2 * k, nprobe)
+        for query in range(len(queries)):
+            parts = {}
+            for score, entry in zip(entry_scores[query], entries[query], strict=True):
+                if entry >= 0:
+                    parts.setdefault(entry % N, []).append(score)
+            means = {row: np.mean(values) for row, values in parts.items()}
+            expected = sorted(means.values(), reverse=True)[:k]
+            found = rows[query][rows[query] >= 0]
+            assert len(found) == len(set(found)) == len(expected)
+            np.testing.assert_allclose(scores[query, : len(expected)], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose([means[row] for row in found], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(search.documents_scanned(index, both, queries, nprobe=nprobe), scanned)

@@ -127,14 +127,14 @@ def build(params: IndexParams, encoding: Encoding, *, nprobe: int) -> faiss.Inde
 
 
 def _once(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of [q, n], best first, each document with its best score alone."""
-    first = np.zeros(rows.shape, bool)
-    for row, seen in zip(rows, first, strict=True):
-        seen[np.unique(row, return_index=True)[1]] = True
-    scores = np.where(first, scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
-    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    return scores, np.where(np.isfinite(scores), rows, -1)
+    """The best k documents of [q, n] entries, each by the mean of its entries' scores."""
+    best, found = np.full((len(rows), k), -np.inf, np.float32), np.full((len(rows), k), -1, np.int32)
+    for query, (values, entries) in enumerate(zip(scores, rows, strict=True)):
+        documents, places = np.unique(entries[entries >= 0], return_inverse=True)
+        means = np.bincount(places, values[entries >= 0]) / np.maximum(np.bincount(places), 1)
+        order = np.argsort(-means, kind='stable')[:k]
+        best[query, : len(order)], found[query, : len(order)] = means[order], documents[order]
+    return best, found
 
 
 def names(stated: Manifest) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ that went through the query transform (see `transform`), in the P lists of the l
     scann_config.pb            ScannConfig
     serialized_partitioner.pb  centroids, a tree of one level
     ah_codebook.pb             codebooks
-    datapoint_to_token.npy     int32 [copies·N], the lists
+    datapoint_to_token.npy     int32 [N·copies], the lists, a document's together
     hashed_dataset.npy         uint8 [N, M], the codes, one a byte also where K is 16
     hashed_dataset_soar.npy    uint8 [N, M], those of documents' second copies, if any
     scann_assets.pbtxt         which of the files is what
@@ -109,7 +109,7 @@ def write(
         _write_proto(folder / CONFIG, _config(*shapes, **choices))
         _write_proto(folder / PARTITIONER, _partitioner(params.centroids))
         _write_proto(folder / CODEBOOK, _codebook(params.codebooks))
-        np.save(folder / LISTS, encoding.lists)
+        np.save(folder / LISTS, encoding.lists.reshape(copies, count).T.reshape(-1))
         np.save(folder / CODES, encoding.codes[:count])
         if copies > 1:
             np.save(folder / SECOND_CODES, encoding.codes[count:])
