@@ -13,6 +13,8 @@ EXTRAS = {
     'parquet': ['pyarrow>=16'],
     # matplotlib: the pictures of the benchmarks.
     'benchmarks': ['matplotlib>=3.9', 'faiss-cpu>=1.9'],
+    # matplotlib: the pictures of a run's report.
+    'report': ['matplotlib>=3.9'],
     # Accelerators: the same code, another jaxlib.
     'cuda': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
@@ -20,6 +22,7 @@ EXTRAS = {
     'test': [
         'faiss-cpu>=1.9',
         'hypothesis>=6.100',
+        'matplotlib>=3.9',
         'pyarrow>=16',
         'pytest>=8',
         'ruff>=0.6',

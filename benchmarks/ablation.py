@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is rea
 from absl import app, flags, logging
 from tables import markdown
 
-from configs import pycode
+from configs import distill_vq
 from dvq_jax import evaluate, files, train
 from dvq_jax.dataset import open_dataset
 
@@ -57,7 +57,7 @@ _NPROBE = flags.DEFINE_list('nprobe', ['10', '1024'], 'Lists probed.')
 
 def _run(name: str, changes: dict, *, init_from: str, steps: int, dataset, queries) -> dict:
     """Trains one row and measures its last checkpoint."""
-    config = pycode.get_config()
+    config = distill_vq.get_config()
     config.data.dataset = _DATASET.value
     config.data.batch_size = _BATCH_SIZE.value
     config.init_from = init_from

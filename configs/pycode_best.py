@@ -9,9 +9,9 @@ from configs import pycode
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """More queries a document, more candidates a query."""
+    """More candidates a query, more queries a document."""
     config = pycode.get_config()
     config.candidates = 'top100:16+ib'
-    config.codes.queries = 96
+    config.codes.queries = 64
     config.codes.sweeps = 4
     return config

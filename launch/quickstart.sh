@@ -25,22 +25,25 @@ dev=(--queries="$out/data/dev_queries.npy" --query_ids="$out/data/dev_queries.ts
 run prepare --corpus="$out/data/docs.npy" --corpus_ids="$out/data/docs.tsv" \
   --queries="$out/data/train_queries.npy" --query_ids="$out/data/train_queries.tsv" \
   --qrels="$out/data/train_qrels.txt" --topk=200 --out="$out/dataset"
+# What an index is without training: k-means, OPQ, nearest lists and codewords.
+run train --config=configs/distill_vq.py --config.data.dataset="$out/dataset" --workdir="$out/plain" \
+  --config.index.lists=128 --config.index.codebooks=32 --config.train.steps=0
 run train --config=configs/quickstart.py --config.data.dataset="$out/dataset" --workdir="$out/run"
 run evaluate --workdir="$out/run" --step=best "${dev[@]}" --nprobe=1,10,128
 
-for step in 0 best; do
-  run export --workdir="$out/run" --step="$step" --format=scann --out="$out/index-$step"
-  run search --index="$out/index-$step" "${dev[@]}" --k=100 --nprobe=10 --out="$out/run-$step.trec" |
-    tee "$out/search-$step.json"
+for name in plain run; do
+  run export --workdir="$out/$name" --step=best --format=scann --out="$out/index-$name"
+  run search --index="$out/index-$name" "${dev[@]}" --k=100 --nprobe=10 --out="$out/$name.trec" |
+    tee "$out/search-$name.json"
 done
 
-run ask --index="$out/index-best" --data="$out/data" | head -n -1
+run ask --index="$out/index-run" --data="$out/data" | head -n -1
 echo
 echo "Held-out queries, 10 of 128 lists probed, the index served by ScaNN:"
 run compare --result="dense teacher=$out/data/dense.json" \
-  --result="index before training=$out/search-0.json" \
-  --result="index after training=$out/search-best.json" | head -n -1
+  --result="IVF + OPQ=$out/search-plain.json" \
+  --result="trained index=$out/search-run.json" | head -n -1
 
 echo
 echo "Ask your own:"
-echo "  .venv/bin/python -m dvq_jax.cli.ask --index=$out/index-best --data=$out/data --question='how do I ...'"
+echo "  .venv/bin/python -m dvq_jax.cli.ask --index=$out/index-run --data=$out/data --question='how do I ...'"
