@@ -34,7 +34,12 @@ from dvq_jax.train_step import init_state
 from dvq_jax.types import Encoding, IndexParams
 
 # name -> what it changes in configs/default.py; `init_from` names another of these.
-PLAIN = {'routing.rounds': 0, 'codes.queries': 0, 'tower.name': 'identity'}
+PLAIN = {
+    'routing.rounds': 0,
+    'codes.queries': 0,
+    'tower.name': 'identity',
+    'candidates': 'top200:8+ib',
+}
 OURS: dict[str, dict[str, Any]] = {
     'ours: OPQ start': {**PLAIN, 'train.steps': 0},
     'ours: + distillation': {**PLAIN, 'init_from': 'ours: OPQ start'},

@@ -45,11 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.routing.steps = 250  # a round
 
     config.codes = ml_collections.ConfigDict()  # codes chosen for queries, see dvq_jax/codes.py
-    config.codes.queries = 48  # of a document, at most; 0: nearest codewords
+    config.codes.queries = 64  # of a document, at most; 0: nearest codewords
     config.codes.prior = 100.0  # queries from everywhere on top of them
-    config.codes.sweeps = 3
+    config.codes.sweeps = 4
 
-    config.candidates = 'top200:8+ib'  # see dvq_jax/candidates.py
+    config.candidates = 'top100:16+ib'  # see dvq_jax/candidates.py
 
     config.loss = ml_collections.ConfigDict()
     config.loss.name = 'listnet'  # or a sum such as 'listnet+0.5*contrastive', see dvq_jax/losses.py

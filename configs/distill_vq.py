@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.routing.rounds = 0
     config.codes.queries = 0
     config.tower.name = 'identity'
+    config.candidates = 'top200:8+ib'
     config.optimizer.rates.centroids = 0.0145
     config.optimizer.rates.codebooks = 0.0085
     config.train.steps = 1500

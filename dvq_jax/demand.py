@@ -84,7 +84,7 @@ def turn_round(queries: np.ndarray, topk_ids: np.ndarray, topk_scores: np.ndarra
     Returns:
       The demand.
     """
-    count, depth = topk_ids.shape
+    count = len(topk_ids)
     # Rank by rank and stably by document: within a document, ranks ascend, and queries within a rank.
     order = np.argsort(topk_ids.T.reshape(-1), kind='stable')
     offsets = np.zeros(documents + 1, np.int64)

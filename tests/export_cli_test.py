@@ -69,6 +69,9 @@ def folder(tmp_path_factory):
         'index.codebooks': 8,  # enough for no two documents to have the same code
         'index.codewords': 16,
         'initialize.opq_iterations': 2,
+        'routing.rounds': 1,
+        'routing.steps': 4,
+        'codes.queries': 0,  # documents that share queries may come to share codes, and tie
         'candidates': 'top20:4+ib',
         'tower.name': 'linear',
         'train.steps': 2,

@@ -64,7 +64,7 @@ def test_second_lists_are_others_and_find_what_the_first_miss(world):
 
 
 def test_the_scale_of_the_embeddings_does_not_matter(world):
-    docs, known, queries, _ = world
+    docs, known = world[:2]
     start = initialize.coarse(docs, lists=L, iterations=10)
     settings = {'rounds': 2, 'steps': 30, 'nprobe': P, 'copies': 1, 'seed': 0}
     once = routing.learn(start, docs, known, **settings)

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     'data.batch_size': 16, 'index.lists': 16, 'index.codebooks': 4, 'index.codewords': 16,
     'initialize.opq_iterations': 3, 'initialize.coarse_iterations': 3, 'initialize.pq_iterations': 2,
+    'routing.rounds': 1, 'routing.steps': 4, 'codes.queries': 8, 'codes.sweeps': 1,
     'candidates': 'top50:4+ib', 'optimizer.warmup': 2, 'train.steps': 20, 'train.log_every': 5,
     'train.checkpoint_every': 10, 'eval.nprobe': 4,
 }  # fmt: skip
@@ -240,7 +241,7 @@ def test_labels_are_asked_for_where_they_are_needed(collection, small_config, tm
 
 def test_dynamic_assignment_keeps_no_lists(small_config, tmp_path):
     dynamic = {'quantizer__assignment': 'dynamic', 'quantizer__estimator': 'softmax'}
-    with pytest.raises(InputError, match='set routing.rounds=0'):
+    with pytest.raises(InputError, match=r'set routing\.rounds=0'):
         run(small_config.copy_and_resolve_references(), tmp_path, **dynamic)
     run(small_config, tmp_path, routing__rounds=0, **dynamic)
     trained = checkpoint.load(tmp_path)
@@ -260,7 +261,7 @@ def test_documents_in_two_lists(collection, small_config, tmp_path):
     again = evaluate.evaluate_trained(trained, dataset, queries, nprobe=[4])
     assert again['nprobe']['4']['teacher@10'] == pytest.approx(done['last']['teacher@10'])
     assert again['bytes_per_document'] == 2 * 4 / 2
-    with pytest.raises(InputError, match='use its index.copies'):
+    with pytest.raises(InputError, match=r'use its index\.copies'):
         run(small_config, tmp_path / 'one', init_from=str(tmp_path / 'two'), index__copies=1)
 
 
