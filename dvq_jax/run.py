@@ -162,7 +162,7 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         raise InputError(
             f'{dataset.folder}: no training query has a relevant document, which candidates '
             f'{config.candidates!r} with loss {config.loss.name!r} need; prepare it with --qrels, or use '
-            'top200:8+ib and listnet.'
+            'top100:16+ib and listnet.'
         )
     if mixture.size == 1 and not mixture.in_batch and names != ['mse']:
         raise InputError(
