@@ -122,9 +122,14 @@ def _mapped(name: str):
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices())
 
 
-def _spread(block: np.ndarray, fan: int) -> np.ndarray:
-    padding = [(0, fan * BLOCK - len(block))] + [(0, 0)] * (block.ndim - 1)
-    return np.pad(block, padding).reshape(fan, BLOCK, *block.shape[1:])
+def _block_size(count: int, fan: int) -> int:
+    """Documents that each device takes at once: BLOCK, or fewer where the corpus is small."""
+    return min(BLOCK, -(-count // (fan * _ROWS)) * _ROWS)
+
+
+def _spread(block: np.ndarray, fan: int, size: int) -> np.ndarray:
+    padding = [(0, fan * size - len(block))] + [(0, 0)] * (block.ndim - 1)
+    return np.pad(block, padding).reshape(fan, size, *block.shape[1:])
 
 
 def _on_every_device(array: np.ndarray) -> Array:
@@ -142,7 +147,7 @@ class _Chooser:
         self._products = _on_every_device(np.asarray(codes.codeword_products(jnp.asarray(params.codebooks))))
 
     def __call__(self, rows: slice, docs: np.ndarray, encoding: Encoding) -> Array:
-        audience, fan = self._audience, len(docs)
+        audience, (fan, size) = self._audience, docs.shape[:2]
         wanted = audience.demand.of(np.arange(rows.start, rows.stop), audience.queries)
         return _mapped('choose')(
             self._params,
@@ -152,7 +157,7 @@ class _Chooser:
             audience.sweeps,
             docs.astype(np.float32),
             encoding,
-            tuple(_spread(part, fan) for part in wanted),
+            tuple(_spread(part, fan, size) for part in wanted),
         )
 
 
@@ -181,6 +186,7 @@ def encode_corpus(
       encoding = encode_corpus(params, np.load('docs.npy', mmap_mode='r'))
     """
     count, fan = len(corpus), jax.local_device_count()
+    size = _block_size(count, fan)
     entries = count if lists is None else len(lists)
     out = Encoding(
         lists=np.empty(entries, np.int32),
@@ -190,19 +196,19 @@ def encode_corpus(
     progress = Progress('encode', total=entries, unit='documents', every=float('inf') if quiet else 5.0)
     chooser = None if audience is None else _Chooser(params, audience)
     for first in range(0, entries, count):
-        for start in range(0, count, fan * BLOCK):
-            rows = slice(start, min(start + fan * BLOCK, count))
+        for start in range(0, count, fan * size):
+            rows = slice(start, min(start + fan * size, count))
             own = slice(first + rows.start, first + rows.stop)
-            docs = _spread(corpus[rows], fan)
+            docs = _spread(corpus[rows], fan, size)
             if lists is None:
                 part = _mapped('encode')(params, docs, None)
             else:
-                part = _mapped('encode in lists')(params, docs, _spread(lists[own], fan))
+                part = _mapped('encode in lists')(params, docs, _spread(lists[own], fan, size))
             chosen = part.codes if chooser is None else chooser(rows, docs, part)
-            size = rows.stop - rows.start
-            out.lists[own] = np.asarray(part.lists).reshape(-1)[:size]
-            out.codes[own] = np.asarray(chosen).reshape(fan * BLOCK, -1)[:size]
-            progress.add(size)
+            real = rows.stop - rows.start
+            out.lists[own] = np.asarray(part.lists).reshape(-1)[:real]
+            out.codes[own] = np.asarray(chosen).reshape(fan * size, -1)[:real]
+            progress.add(real)
     if not quiet:
         progress.done()
     return out
@@ -219,11 +225,12 @@ def assign_corpus(params: IndexParams, corpus: np.ndarray) -> np.ndarray:
       [N] int32 on the host.
     """
     count, fan = len(corpus), jax.local_device_count()
+    size = _block_size(count, fan)
     lists = np.empty(count, np.int32)
     progress = Progress('assign', total=count, unit='documents')
-    for start in range(0, count, fan * BLOCK):
-        rows = slice(start, min(start + fan * BLOCK, count))
-        part = _mapped('assign')(params, _spread(corpus[rows], fan))
+    for start in range(0, count, fan * size):
+        rows = slice(start, min(start + fan * size, count))
+        part = _mapped('assign')(params, _spread(corpus[rows], fan, size))
         lists[rows] = np.asarray(part).reshape(-1)[: rows.stop - start]
         progress.add(rows.stop - start)
     progress.done()
