@@ -66,12 +66,12 @@ def folder(tmp_path_factory):
         'data.dataset': path / 'dataset',
         'data.batch_size': 16,
         'index.lists': LISTS,
-        'index.codebooks': 8,  # enough for no two documents to have the same code
+        'index.codebooks': 8,
         'index.codewords': 16,
         'initialize.opq_iterations': 2,
         'routing.rounds': 1,
         'routing.steps': 4,
-        'codes.queries': 0,  # documents that share queries may come to share codes, and tie
+        'codes.queries': 4,
         'candidates': 'top20:4+ib',
         'tower.name': 'linear',
         'train.steps': 2,
@@ -102,10 +102,16 @@ def test_search_reproduces_evaluate(folder, tmp_path):
         [line.split() for line in (tmp_path / name).read_text().splitlines()]
         for name in ('found.trec', '3.trec')
     )
-    assert [line[:4] for line in found] == [line[:4] for line in wanted]
+    assert [(line[0], line[3]) for line in found] == [(line[0], line[3]) for line in wanted]
     np.testing.assert_allclose(
         [float(line[4]) for line in found], [float(line[4]) for line in wanted], rtol=1e-4, atol=1e-6
     )
+    # Documents of one list and code tie; which comes first is each engine's own affair.
+    scores = {(line[0], line[2]): float(line[4]) for line in wanted}
+    both = [line for line in found if (line[0], line[2]) in scores]
+    assert len(both) > 0.99 * len(found)
+    expected_scores = [scores[line[0], line[2]] for line in both]
+    np.testing.assert_allclose([float(line[4]) for line in both], expected_scores, rtol=1e-4, atol=1e-6)
 
 
 def test_faiss_finds_the_same(folder, tmp_path):

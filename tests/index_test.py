@@ -91,9 +91,9 @@ def test_an_index_that_is_not_whole_is_refused(written, tmp_path):
         '',
         '[]',
         '{}',
-        '{"version": 2}',
         '{"version": 1}',
-        '{"version": 1, "files": 3}',
+        '{"version": 2}',
+        '{"version": 2, "files": 3}',
         '\ud800'.encode('utf-8', 'replace').decode(),
     ],
 )
