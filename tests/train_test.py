@@ -265,6 +265,23 @@ def test_documents_in_two_lists(collection, small_config, tmp_path):
         run(small_config, tmp_path / 'one', init_from=str(tmp_path / 'two'), index__copies=1)
 
 
+def test_the_scale_of_the_embeddings_does_not_matter(collection, small_config, tmp_path):
+    from dvq_jax.prepare import prepare
+
+    for name in ('corpus', 'queries'):
+        np.save(tmp_path / f'{name}.npy', 8 * np.load(collection[name]))
+    paths = {name: str(tmp_path / f'{name}.npy') for name in ('corpus', 'queries')}
+    names = {key: collection[key] for key in ('corpus_ids', 'query_ids', 'qrels')}
+    prepare(**paths, **names, topk=50, dev_queries=60, out=tmp_path / 'dataset')
+    ours = run(small_config.copy_and_resolve_references(), tmp_path / 'W')
+    scaled = run(small_config, tmp_path / 'scaled', data__dataset=str(tmp_path / 'dataset'))
+    for when in ('first', 'last'):
+        assert scaled[when]['teacher@10'] == pytest.approx(ours[when]['teacher@10'], abs=0.02)
+    one, other = arrays(tmp_path / 'W'), arrays(tmp_path / 'scaled')
+    assert np.mean(one['lists'] == other['lists']) > 0.98
+    assert np.linalg.norm(other['centroids'] / 8 - one['centroids']) < 0.02 * np.linalg.norm(one['centroids'])
+
+
 def test_another_run_can_be_the_start(small_config, tmp_path):
     run(small_config, tmp_path / 'first')
     run(small_config, tmp_path / 'second', init_from=str(tmp_path / 'first'), candidates='gt+ib')
