@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from absl import app, flags
 
-from dvq_jax import files, initialize
+from dvq_jax import clustering, files
 from dvq_jax.data import gather, open_embeddings
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Document embeddings.', required=True)
@@ -69,7 +69,7 @@ def _faiss_opq(sample: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ours_opq(sample: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    books, rotation = initialize.opq(
+    books, rotation = clustering.opq(
         sample,
         codebooks=_CODEBOOKS.value,
         codewords=2**BITS,
@@ -96,19 +96,19 @@ def main(_argv: list[str]) -> None:
     rows = np.random.default_rng(0).choice(len(corpus), min(_SAMPLE.value, len(corpus)), replace=False)
     sample = gather(corpus, np.sort(rows))
     count = {'iterations': _ITERATIONS.value}
-    centroids = initialize.kmeans(sample, _LISTS.value, **count)[0]
+    centroids = clustering.kmeans(sample, _LISTS.value, **count)[0]
     flat = faiss.IndexFlatL2(sample.shape[1])
     flat.add(np.ascontiguousarray(centroids))
     residuals = sample - centroids[flat.search(sample, 1)[1][:, 0]]
     pq = {'groups': _CODEBOOKS.value, **count}
     pairs = {
         'k-means': (
-            lambda seed: initialize.kmeans(sample, _LISTS.value, seed=seed, **count)[0],
+            lambda seed: clustering.kmeans(sample, _LISTS.value, seed=seed, **count)[0],
             lambda seed: _faiss_kmeans(sample, seed),
             lambda fitted: _coarse_distortion(sample, fitted),
         ),
         'PQ of residuals': (
-            lambda seed: initialize.kmeans(residuals, 2**BITS, seed=seed, **pq),
+            lambda seed: clustering.kmeans(residuals, 2**BITS, seed=seed, **pq),
             lambda seed: _faiss_pq(residuals, _ITERATIONS.value, seed),
             lambda fitted: _pq_distortion(residuals, fitted),
         ),
