@@ -60,6 +60,8 @@ LIBVQ: dict[str, Any] = {
     'routing.rounds': 0,
     'codes.queries': 0,
     'tower.name': 'identity',
+    'train.steps': 1500,
+    'train.checkpoint_every': 250,
 }
 LIBVQ_RATES = {'centroids': 1e-3, 'codebooks': 1e-4}
 LIBVQ_TEMPERATURES = [{'temperature': value} for value in (0.02, 0.05, 0.1)]
