@@ -11,9 +11,10 @@ second term stands for the queries that are not known: as if `prior` more of the
 
 The minimum over K^M codes is approached by coordinate descent from the nearest ones: codebook by codebook the
 codeword that is best with the others as they are. Within codebook m the objective is the quadratic form
-c·A_m·c − 2⟨b_m, c⟩ + const of the codeword c, with A_m = Σ_q w_q ṽ_q^m (ṽ_q^m)ᵀ + ρ·I, [S, S], once a
-document, so that a sweep costs a product of [n, S(S+1)/2] with [S(S+1)/2, K] a codebook, whatever the number
-of queries. Serving costs nothing: only which codes are stored has changed.
+c·A_m·c − 2⟨b_m, c⟩ + const of the codeword c, with A_m = Σ_q w_q ṽ_q^m (ṽ_q^m)ᵀ + ρ·I, [S, S]. The squares
+c·A_m·c do not depend on the other codes: they are found once a document, by a product of [n, S(S+1)/2] with
+[S(S+1)/2, K] a codebook, whatever the number of queries, and a sweep adds the linear part alone. Serving
+costs nothing: only which codes are stored has changed.
 """
 
 import jax
@@ -24,6 +25,10 @@ from dvq_jax.quantizer import split
 from dvq_jax.types import Array, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
+
+
+def _dot(spec: str, *arrays: Array) -> Array:
+    return jnp.einsum(spec, *arrays, precision=_PRECISION)
 
 
 def codeword_products(codebooks: Array) -> Array:
@@ -37,6 +42,11 @@ def codeword_products(codebooks: Array) -> Array:
     """
     rows, columns = np.triu_indices(codebooks.shape[-1])
     return codebooks[..., rows] * codebooks[..., columns] * np.where(rows == columns, 1.0, 2.0)
+
+
+def by_codebook(params: IndexParams, vectors: Array) -> Array:
+    """Cuts vectors into the codebooks' subspaces, a codebook's parts together: [..., D] to [M, ..., S]."""
+    return jnp.moveaxis(split(params, vectors), -2, 0)
 
 
 def choose(
@@ -56,9 +66,9 @@ def choose(
     Args:
       params: the index.
       products: [M, K, S(S+1)/2] float32, `codeword_products` of its codebooks.
-      residuals: [n, D] float32, v·R − o.
+      residuals: [M, n, S] float32, v·R − o by codebook.
       codes: [n, M] int32, to start from.
-      queries: [n, b, D] float32, ṽ_q in the rotated space, of each document's queries.
+      queries: [M, n, b, S] float32, ṽ_q in the rotated space, of each document's queries, by codebook.
       errors: [n, b] float32, ⟨v_q, v⟩ − ⟨ṽ_q, o⟩: what û should score.
       weights: [n, b] float32, w_q; 0 pads.
       ridge: ρ.
@@ -69,28 +79,26 @@ def choose(
     """
     books, words, width = params.codebooks.shape
     rows, columns = np.triu_indices(width)
-    parts = jnp.moveaxis(split(params, queries), 2, 0)  # [M, n, b, S]
-    wanted = jnp.swapaxes(split(params, residuals), 0, 1)  # [M, n, S]
-    grams = jnp.einsum('mnbs,mnbt->mnst', parts * weights[..., None], parts, precision=_PRECISION)
-    forms = (grams + ridge * jnp.eye(width))[..., rows, columns]
+    grams = _dot('mnbs,mnbt->mnst', queries * weights[..., None], queries) + ridge * jnp.eye(width)
+    squares = _dot('mnp,mkp->mnk', grams[..., rows, columns], products)
     chosen = params.codebooks[jnp.arange(books)[:, None], codes.T]
-    left = errors - jnp.einsum('mnbs,mns->nb', parts, chosen, precision=_PRECISION)
+    left = errors - _dot('mnbs,mns->nb', queries, chosen)
     words_up = jnp.arange(words, dtype=codes.dtype)
 
     def improve(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         codes, left = state
         m = turn % books
-        book, part = params.codebooks[m], parts[m]
-        without = left + jnp.einsum('nbs,ns->nb', part, book[codes[:, m]], precision=_PRECISION)
-        pull = jnp.einsum('nb,nbs->ns', weights * without, part, precision=_PRECISION) + ridge * wanted[m]
-        costs = jnp.matmul(forms[m], products[m].T, precision=_PRECISION)
-        costs -= 2.0 * jnp.matmul(pull, book.T, precision=_PRECISION)
-        now = jnp.take_along_axis(costs, codes[:, m, None], axis=1)
-        least = jnp.min(costs, axis=1, keepdims=True)
+        book, now = params.codebooks[m], codes[:, m]
+        gap = residuals[m] - book[now]
+        # b_m as seen from the codeword that is there: what all of them together still miss, and its own part.
+        pull = _dot('nb,nbs->ns', weights * left, queries[m]) + ridge * gap
+        pull += _dot('nst,nt->ns', grams[m], book[now])
+        costs = squares[m] - 2.0 * _dot('ns,ks->nk', pull, book)
+        least = jnp.min(costs, axis=1)
         # As in `quantizer.nearest`, a minimum and a search for it; a tie keeps the code that it has.
-        best = jnp.min(jnp.where(costs == least, words_up, words), axis=1).astype(codes.dtype)
-        best = jnp.where(now[:, 0] <= least[:, 0], codes[:, m], best)
-        left = without - jnp.einsum('nbs,ns->nb', part, book[best], precision=_PRECISION)
+        best = jnp.min(jnp.where(costs == least[:, None], words_up, words), axis=1).astype(codes.dtype)
+        best = jnp.where(jnp.take_along_axis(costs, now[:, None], axis=1)[:, 0] <= least, now, best)
+        left -= _dot('nbs,ns->nb', queries[m], book[best] - book[now])
         return codes.at[:, m].set(best), left
 
     return jax.lax.fori_loop(0, books * sweeps, improve, (codes, left))[0]

@@ -19,7 +19,10 @@ from dvq_jax.types import Array, Encoding, IndexParams
 
 BLOCK = 8192
 _ROWS = 1024
-_CHOSEN_ROWS = 256  # each brings its queries along
+# Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
+# launches want many.
+_CHOSEN_ROWS = {'cpu': 64}
+_CHOSEN_ROWS_ELSEWHERE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +94,13 @@ def _choose_block(
 ) -> Array:
     def some(docs, lists, start, queries, weights, scores):
         coarse = params.centroids[lists]
-        students = table[queries]
-        reached = jnp.einsum('nbd,nd->nb', students, coarse, precision=jax.lax.Precision.HIGHEST)
+        students = table[:, queries]
+        own = codes.by_codebook(params, coarse)
+        reached = jnp.einsum('mnbs,mns->nb', students, own, precision=jax.lax.Precision.HIGHEST)
         return codes.choose(
             params,
             products,
-            rotate(params, docs) - coarse,
+            codes.by_codebook(params, rotate(params, docs) - coarse),
             start.astype(jnp.int32),
             students,
             scores - reached,
@@ -106,7 +110,8 @@ def _choose_block(
         )
 
     parts = (docs, encoding.lists, encoding.codes, *wanted)
-    return _by_rows(some, *parts, rows=_CHOSEN_ROWS).astype(jnp.uint8)
+    few = _CHOSEN_ROWS.get(jax.default_backend(), _CHOSEN_ROWS_ELSEWHERE)
+    return _by_rows(some, *parts, rows=few).astype(jnp.uint8)
 
 
 @functools.cache
@@ -141,7 +146,8 @@ class _Chooser:
 
     def __init__(self, params: IndexParams, audience: Audience):
         rotated = np.asarray(rotate(params, jnp.asarray(audience.transformed)))
-        table = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
+        padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
+        table = np.ascontiguousarray(codes.by_codebook(params, padded))
         self._params, self._audience = params, audience
         self._table = _on_every_device(table)
         self._products = _on_every_device(np.asarray(codes.codeword_products(jnp.asarray(params.codebooks))))

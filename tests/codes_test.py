@@ -38,9 +38,16 @@ def objective(params, residuals, queries, errors, weights, chosen, ridge):
 
 def choose(problem, start, *, ridge, sweeps):
     params, residuals, queries, errors, weights = problem
-    products = codes.codeword_products(params.codebooks)
     return codes.choose(
-        params, products, residuals, start, queries, errors, weights, ridge=ridge, sweeps=sweeps
+        params,
+        codes.codeword_products(params.codebooks),
+        codes.by_codebook(params, residuals),
+        start,
+        codes.by_codebook(params, queries),
+        errors,
+        weights,
+        ridge=ridge,
+        sweeps=sweeps,
     )
 
 
