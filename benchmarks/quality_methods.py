@@ -71,8 +71,8 @@ JPQ_STEPS = 1500
 JPQ_GRID = [
     {'codebook_rate': codebooks, 'query_rate': query, 'temperature': temperature}
     for codebooks in (1e-4, 3e-4)
-    for query in (1e-4, 3e-4)
-    for temperature in (0.03, 0.05)
+    for query in (1e-4, 3e-4, 1e-3)
+    for temperature in (0.02, 0.03, 0.05)
 ]
 _ROW_NUMBER = 4  # bytes by which a second copy says whose it is
 
