@@ -1,12 +1,12 @@
-"""What training queries are worth: the default config with 1 to 100 % of them, codes chosen for queries and not.
+"""What training queries are worth: the default config with 1 to 100 % of them, codes chosen for them or not.
 
 python benchmarks/few_queries.py --corpus=docs.npy --corpus_ids=docs.tsv --queries=train_queries.npy \
     --query_ids=train_queries.tsv --qrels=train_qrels.txt --dev_queries=dev_queries.npy \
     --dev_query_ids=dev_queries.tsv --dev_qrels=dev_qrels.txt --workdir=W --out=docs/results/few_queries.json
 
-Each share is a draw of the training queries, prepared and trained as if there were no others. What is measured,
-on the dev queries, is the checkpoint that its own held-out queries chose: as it is, and with the nearest codewords
-instead of the chosen ones; and the OPQ start, which sees no query. Finished shares are kept.
+Each share is a draw of the training queries, prepared and trained as if there were no others. Measured, on
+the dev queries, is the checkpoint that its own held-out queries chose: as it is, and with the nearest
+codewords instead of the chosen ones; and the OPQ start, which sees no query. Finished shares are kept.
 """
 
 import json
@@ -63,9 +63,7 @@ def _dataset(share: float) -> str:
     folder = pathlib.Path(_WORKDIR.value) / f'{share:g}'
     out = folder / 'dataset'
     if not out.exists():
-        prepare(
-            corpus=_CORPUS.value, corpus_ids=_CORPUS_IDS.value, topk=200, out=out, **_draw(share, folder)
-        )
+        prepare(corpus=_CORPUS.value, corpus_ids=_CORPUS_IDS.value, topk=200, out=out, **_draw(share, folder))
     return str(out)
 
 

@@ -277,7 +277,8 @@ def _store(folder: pathlib.Path, params: IndexParams, lists: np.ndarray, config:
         'tower_args': {},
     }
     checkpoints = checkpoint.Checkpoints(folder, metric=run.metric)
-    checkpoints.save(init_state(params, {}, run.optimizer), about=about, metrics={run.metric: 0.0})
+    state = init_state(params, {}, run.make_optimizer(decay=None))
+    checkpoints.save(state, about=about, metrics={run.metric: 0.0})
     checkpoints.close()
 
 

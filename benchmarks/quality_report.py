@@ -86,7 +86,7 @@ def markdown(stored: Mapping[str, Any]) -> str:
 
 
 def _table(methods: Mapping[str, list], settings: Mapping[str, Any]) -> str:
-    titles = ['P', 'index', *_SHOWN.values(), 'documents scanned', 'bytes', 'seconds to train']
+    titles = ['P', 'index', *_SHOWN.values(), 'documents scanned', 'bytes']
     lines = ['| ' + ' | '.join(titles) + ' |', '|---:|---|' + '---:|' * (len(titles) - 2)]
     for probes in settings['nprobe']:
         best = {}
@@ -101,8 +101,7 @@ def _table(methods: Mapping[str, list], settings: Mapping[str, Any]) -> str:
             cells = [_cell(_averaged(seeds, probes, metric), bold.get(metric)) for metric in _SHOWN]
             scanned = _averaged(seeds, probes, 'docs_scanned')[0]
             size = _size(seeds[0])
-            seconds = np.mean([row['train_seconds'] for row in seeds])
-            cells = [label, name, *cells, f'{scanned:.0f}', size, f'{seconds:.0f}']
+            cells = [label, name, *cells, f'{scanned:.0f}', size]
             lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 

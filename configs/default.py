@@ -83,7 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.schedules.tower = 'cosine'
 
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 1000
+    # Unset: until the dev queries' loss has stopped to fall, see dvq_jax/plateau.py. 0: the start alone.
+    config.train.steps = config_dict.placeholder(int)
     config.train.log_every = 50
     config.train.checkpoint_every = 500  # also evaluates on the dev queries
 

@@ -1,7 +1,9 @@
 """A run, before it starts: the config checked, and turned into what the training loop works with."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -68,7 +70,7 @@ class Run:
       mixture: which documents a query brings.
       objective: what a step minimises.
       tower: the query tower.
-      optimizer: the groups and their schedules.
+      make_optimizer: the groups and their schedules, given `decay`, see `optimizer.build`.
       queries: held out, to evaluate checkpoints on.
       demand: the training queries, where lists or codes are chosen for them.
       metric: of those, the one that decides which checkpoint is best.
@@ -80,7 +82,7 @@ class Run:
     mixture: Mixture
     objective: Objective
     tower: nn.Module
-    optimizer: optax.GradientTransformation
+    make_optimizer: Callable[..., optax.GradientTransformation]
     queries: evaluate.Queries
     demand: Demand | None
     metric: str
@@ -215,14 +217,15 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
     _check_values(config)
     mixture = parse_mixture(config.candidates)
     tower = towers.build(config.tower.name, **tower_args(config.to_dict()))
-    transformation = optimizer.build(
+    make_optimizer = functools.partial(
+        optimizer.build,
         config.optimizer.rates.to_dict(),
-        steps=config.train.steps,
         warmup=config.optimizer.warmup,
         schedules=config.optimizer.schedules.to_dict(),
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
     )
+    make_optimizer(decay=None)  # checks its settings
     dataset = open_dataset(config.data.dataset)
     _check_index(config, dataset)
     if not len(dataset.train):
@@ -238,7 +241,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         mixture=mixture,
         objective=objective,
         tower=tower,
-        optimizer=transformation,
+        make_optimizer=make_optimizer,
         queries=queries,
         demand=read_demand(dataset.train, len(dataset.corpus)) if wanted else None,
         metric=metric,
@@ -260,4 +263,5 @@ def blank_state(run: Run) -> TrainState:
         codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
         rotation=np.zeros((dim, dim), np.float32),
     )
-    return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)
+    tower_params = towers.initial_params(run.tower, dim, seed=run.config.seed)
+    return init_state(shapes, tower_params, run.make_optimizer(decay=None))

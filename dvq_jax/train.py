@@ -1,133 +1,25 @@
-"""The training loop: resume, step, log, evaluate, save.
-
-How a run begins, in this order:
-
-1. The workdir holds a checkpoint: go on from its latest, with the optimizer's state and the data iterator.
-   The config must be the one that the run began with; only its length and cadence may differ (a schedule that
-   decays does so towards the new length).
-2. `config.resume_from` names another run's workdir: go on from that run's latest in the same way.
-3. `config.init_from` names another run's workdir: take its index and query tower, and begin at step 0.
-4. Else the index is initialised from the corpus.
-
-The frozen lists are written once, the first checkpoint is the index before training, and what is interrupted
-in between is done again with the same result.
-"""
+"""The training loop: step, log, look, evaluate, save. What it starts from is in `start`."""
 
 import collections
-import dataclasses
 import json
-import pathlib
 import sys
 import time
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, initialize, metrics, routing, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, plateau, towers
 from dvq_jax.batches import training_batches
-from dvq_jax.corpus import assign_corpus, encode_corpus
+from dvq_jax.corpus import encode_corpus
+from dvq_jax.dataset import Examples
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
-from dvq_jax.run import Run, blank_state, flatten, open_run, tower_args
-from dvq_jax.train_step import TrainState, index_params, init_state, make_train_step
-from dvq_jax.types import IndexParams
-
-_MAY_DIFFER = (
-    'data.dataset',
-    'data.threads',
-    'resume_from',
-    'train.steps',
-    'train.log_every',
-    'train.checkpoint_every',
-)
-
-
-def _check_same_run(run: Run, saved: dict[str, Any], workdir: pathlib.Path) -> None:
-    new, old = flatten(run.config.to_dict()), flatten(saved['config'])
-    for key in sorted(set(new) | set(old)):
-        if key not in _MAY_DIFFER and new.get(key) != old.get(key):
-            raise InputError(
-                f'{workdir}: was trained with {key}={old.get(key)!r}, the config says {new.get(key)!r}; '
-                'use another --workdir, or the config that the run began with.'
-            )
-    if (saved['fingerprint'], saved['examples']) != (run.dataset.fingerprint, run.dataset.digest):
-        raise InputError(
-            f'{workdir}: was trained on another dataset than {run.dataset.folder} is now; use another '
-            '--workdir, or that dataset.'
-        )
-
-
-def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> None:
-    for name, ours in blank.params.items():
-        theirs = getattr(index, name, ours)
-        if name != 'tower' and theirs.shape != ours.shape:
-            raise InputError(
-                f'init_from: {source} has {name} of shape {list(theirs.shape)}, the config wants '
-                f'{list(ours.shape)}; use the same index settings, or start anew.'
-            )
-
-
-def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
-    """k-means, lists that queries reach, (O)PQ; and the lists, where queries decided them."""
-    config, corpus = run.config, run.dataset.corpus
-    settings, lists = config.initialize.to_dict(), None
-    draws = {'seed': config.seed, 'sample': settings['sample'], 'seeding': settings['seeding']}
-    centroids = initialize.coarse(
-        corpus,
-        lists=config.index.lists,
-        iterations=settings['coarse_iterations'],
-        spherical=settings['spherical'],
-        **draws,
-    )
-    if run.routed:
-        centroids, lists = routing.learn(
-            centroids,
-            corpus,
-            run.demand,
-            rounds=config.routing.rounds,
-            steps=config.routing.steps,
-            nprobe=config.eval.nprobe,
-            copies=config.index.copies,
-            seed=config.seed,
-        )
-    index = initialize.fine(
-        corpus,
-        centroids,
-        decided=lists,
-        codebooks=config.index.codebooks,
-        codewords=config.index.codewords,
-        rotation=config.index.rotation,
-        opq_iterations=settings['opq_iterations'],
-        pq_iterations=settings['pq_iterations'],
-        **draws,
-    )
-    return index, lists
-
-
-def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainState, np.ndarray | None]:
-    """Rules 3 and 4: the state at step 0, of another run's index or of a new one, and the frozen lists."""
-    config, corpus = run.config, run.dataset.corpus
-    tower_params, lists = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed), None
-    if example is None:
-        index, lists = _first_index(run)
-    else:
-        index = example.params
-        if example.fingerprint == run.dataset.fingerprint:
-            lists = example.lists
-        if (example.tower.name, example.tower.args) == (config.tower.name, tower_args(config)):
-            tower_params = example.tower.params
-    if run.dynamic:
-        lists = None
-    elif lists is None:
-        lists = assign_corpus(index, corpus)
-    if lists is not None and len(lists) != config.index.copies * len(corpus):
-        raise InputError(
-            f'init_from: {config.init_from} has no {config.index.copies} lists for each document of '
-            f'{run.dataset.folder}; use its index.copies and corpus, or start anew.'
-        )
-    return init_state(index, tower_params, run.optimizer), lists
+from dvq_jax.run import Run, open_run, tower_args
+from dvq_jax.start import Start, starting_point
+from dvq_jax.train_step import LossFn, TrainState, TrainStep, index_params, make_loss, make_train_step
 
 
 def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
@@ -157,8 +49,7 @@ class _Log:
         self._run, self._writer = run, writer
         self._pending = collections.deque()
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, start
-        steps = run.config.train.steps
-        self._progress = Progress('train', total=steps, unit='steps', start=start)
+        self.progress = Progress('train', total=None, unit='steps', start=start)
 
     def add(self, step: int, values: dict[str, jax.Array], query_ids: tuple[str, ...], waited: float) -> None:
         self._pending.append((step, values, query_ids))
@@ -188,7 +79,7 @@ class _Log:
         }
         if self._writer:
             self._writer.write(step, record)
-        self._progress.add(steps, note=f'loss {record["loss"]:.4g}')
+        self.progress.add(steps, note=f'loss {record["loss"]:.4g}')
         self._pending.clear()
         self.restart(step)
 
@@ -197,7 +88,7 @@ class _Log:
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, step
 
     def done(self) -> None:
-        self._progress.done()
+        self.progress.done()
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -215,7 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     begin = time.monotonic()
     run = open_run(config, workdir)
-    start = _begin(run)
+    start = starting_point(run)
     checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
     try:
         history = _loop(run, start, checkpoints)
@@ -231,63 +122,53 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     return result
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """What a run begins with.
-
-    Attributes:
-      state: arrays on the host.
-      lists: [N] int32, the frozen lists; None where they are re-assigned.
-      about: what every checkpoint says about the run.
-      iterator: the data iterator's state; None at the beginning.
-      history: the dev metrics of earlier steps of this workdir.
-      resumed: whether this workdir holds a checkpoint of that step.
-    """
-
-    state: TrainState
-    lists: np.ndarray | None
-    about: dict[str, Any]
-    iterator: dict[str, Any] | None = None
-    history: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    resumed: bool = False
-
-
-def _loop(run: Run, start: _Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
+def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
     """Steps, logs, evaluates and saves; returns the dev metrics by step."""
     config, state, first = run.config, start.state, int(start.state.step)
-    batches = training_batches(
-        run.dataset,
-        mixture=run.mixture,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        lists=start.lists,
-        threads=config.data.threads,
-    )
+    batches = _batches(run, run.dataset.train, start.lists)
     if start.iterator is not None:
         batches.set_state(start.iterator)
-    history = dict(start.history)
+    history, losses = dict(start.history), dict(start.losses)
     writer = None
     if jax.process_index() == 0:
         writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
     log = _Log(run, writer, first)
-    step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
+    loss_fn = make_loss(tower=run.tower, objective=run.objective)
 
     def save(step: int) -> None:
         dev = history[str(step)] = _dev_metrics(run, state, start.lists)
         if writer:
             writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
-        about = {**start.about, 'iterator': batches.get_state(), 'history': history}
+        about = {**start.about, 'iterator': batches.get_state(), 'history': history, 'losses': losses}
         checkpoints.save(state, about=about, metrics=dev)
 
+    def look(step: int) -> None:
+        losses[str(step)] = _dev_loss(run, loss_fn, state.params, start.lists)
+        if writer:
+            writer.write(step, {'dev/loss': losses[str(step)]})
+
+    step, decay, step_fn = first, _decay(run, losses), None
     if not start.resumed:
-        save(first)
-    for step in range(first + 1, config.train.steps + 1):
+        if decay is None and not losses:
+            look(step)
+        save(step)
+    while decay is None or step < decay[1]:
+        if step_fn is None:
+            step_fn = _make_step(run, decay)
+            log.progress.total = decay and decay[1]
+        step += 1
         fetch = time.perf_counter()
         host = next(batches)
         waited = time.perf_counter() - fetch
         state, values = step_fn(state, host.batch)
         log.add(step, values, host.query_ids, waited)
-        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+        if decay is None and plateau.is_look(step):
+            log.flush()
+            look(step)
+            decay = _decay(run, losses)
+            step_fn = step_fn if decay is None else None
+            log.restart(step)
+        if step % config.train.checkpoint_every == 0 or (decay and step == decay[1]):
             log.flush()
             save(step)
             log.restart(step)
@@ -297,56 +178,35 @@ def _loop(run: Run, start: _Start, checkpoints: checkpoint.Checkpoints) -> dict[
     return history
 
 
-def _about(run: Run, lists_digest: str | None) -> dict[str, Any]:
-    config = run.config.to_dict()
-    return {
-        'config': config,
-        'dataset': str(run.dataset.folder.absolute()),
-        'fingerprint': run.dataset.fingerprint,
-        'examples': run.dataset.digest,
-        'lists': lists_digest,
-        'metric': run.metric,
-        'tower': config['tower']['name'],
-        'tower_args': tower_args(config),
-    }
-
-
-def _begin(run: Run) -> _Start:
-    """The four rules."""
-    blank, source = blank_state(run), run.workdir
-    steps = checkpoint.available_steps(source)
-    resumed = bool(steps)
-    if not steps and run.config.resume_from:
-        source = pathlib.Path(run.config.resume_from).absolute()
-        steps = checkpoint.available_steps(source)
-        if not steps:
-            raise InputError(f'resume_from: {source} holds no checkpoint; give the workdir of a run.')
-    saved = example = None
-    if steps:
-        saved = checkpoint.read_about(source, steps[-1])
-        _check_same_run(run, saved, source)
-    elif run.config.init_from:
-        example = checkpoint.load(run.config.init_from)
-        _check_same_shapes(example.params, blank, run.config.init_from)
-    # Nothing is touched before this: a refused config must not harm the run that is there.
-    files.make_folder(run.workdir)
-    (run.workdir / evaluate.DONE).unlink(missing_ok=True)
-    if saved is None:
-        state, lists = _first_state(run, example)
-        digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
-        return _Start(state=state, lists=lists, about=_about(run, digest))
-    print(f'going on from step {steps[-1]} of {source}', file=sys.stderr, flush=True)
-    lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
-    if not resumed and lists is not None:
-        checkpoint.write_lists(run.workdir, lists)
-    return _Start(
-        state=checkpoint.read_state(source, steps[-1], blank),
+def _batches(run: Run, examples: Examples, lists: np.ndarray | None) -> grain.DatasetIterator:
+    return training_batches(
+        examples,
+        run.dataset.corpus,
+        mixture=run.mixture,
+        batch_size=run.config.data.batch_size,
+        seed=run.config.seed,
         lists=lists,
-        about=_about(run, saved['lists']),
-        iterator=saved['iterator'],
-        history=saved['history'] if resumed else {},
-        resumed=resumed,
+        threads=run.config.data.threads,
     )
+
+
+def _dev_loss(run: Run, loss_fn: LossFn, params: dict[str, Any], lists: np.ndarray | None) -> float:
+    """The objective on the held-out queries; each time they bring the same candidates."""
+    batches = _batches(run, run.dataset.dev, lists)
+    count = max(len(run.dataset.dev) // run.config.data.batch_size, 1)
+    return float(np.mean([loss_fn(params, next(batches).batch) for _ in range(count)]))
+
+
+def _decay(run: Run, losses: dict[str, float]) -> tuple[int, int] | None:
+    """When rates begin to fall and training ends, as far as it is known."""
+    if (steps := run.config.train.steps) is not None:
+        return 0, steps
+    return plateau.decay({int(step): loss for step, loss in losses.items()})
+
+
+def _make_step(run: Run, decay: tuple[int, int] | None) -> TrainStep:
+    optimizer = run.make_optimizer(decay=decay)
+    return make_train_step(tower=run.tower, optimizer=optimizer, objective=run.objective)
 
 
 def _summary(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:
