@@ -9,6 +9,7 @@ Products ask for the highest precision: on GPU and TPU the default rounds operan
 between lists and codewords.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -53,20 +54,6 @@ def rotate(params: IndexParams, vectors: Array) -> Array:
     return jnp.matmul(vectors.astype(jnp.float32), params.rotation, precision=_PRECISION)
 
 
-def distances(vectors: Array, centers: Array) -> Array:
-    """Squared L2 distances up to the constant ‖x‖² of each vector: ‖c‖² − 2⟨x, c⟩.
-
-    Args:
-      vectors: [n, G, S] float32.
-      centers: [G, K, S] float32.
-
-    Returns:
-      [n, G, K] float32; the order over K is the order by distance.
-    """
-    norms = jnp.sum(jnp.square(centers), axis=-1)
-    return norms - 2.0 * jnp.einsum('ngs,gks->ngk', vectors, centers, precision=_PRECISION)
-
-
 def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
     """The nearest center of each vector in each group, one group at a time: [n, K] distances at once.
 
@@ -77,7 +64,8 @@ def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
       centers: [G, K, S] float32.
 
     Returns:
-      [n, G] int32, the lowest index where distances tie; and [n, G] float32, that center's `distances`.
+      [n, G] int32, the lowest index where distances tie; and [n, G] float32,
+      ‖c‖² − 2⟨x, c⟩ of that center, its squared distance up to the constant ‖x‖².
     """
     count = centers.shape[1]
     indices = jnp.arange(count, dtype=jnp.int32)
@@ -181,14 +169,45 @@ def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
     return jnp.matmul(rotated, reconstruct(params, encoding).T, precision=_PRECISION)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _relaxed(vectors: Array, centers: Array, temperature: float) -> tuple[Array, Array]:
-    """Nearest centers [n, G] and their values [n, G, S]: one-hot forward, softmax of distances backward."""
-    gaps = distances(vectors, centers)
-    chosen = jnp.argmin(gaps, axis=-1)
-    soft = jax.nn.softmax(-gaps / temperature, axis=-1)
-    hard = jax.nn.one_hot(chosen, gaps.shape[-1], dtype=soft.dtype)
-    weights = soft + jax.lax.stop_gradient(hard - soft)
-    return chosen, jnp.einsum('ngk,gks->ngs', weights, centers, precision=_PRECISION)
+    """Nearest centers [n, G] and their values [n, G, S]: one-hot forward, softmax of distances backward.
+
+    The values are Σ_k w_k·c_k with w = p + stop_gradient(one_hot − p), p = softmax(−gaps/temperature). Written
+    out, forward is a gather, and backward goes group by group, so that [n, K] is held and never [n, G, K]: with
+    g the values' gradient and dw_k = ⟨g, c_k⟩,
+
+        dgaps_k = −p_k·(dw_k − Σ_j p_j·dw_j)/temperature
+        dx = −2·Σ_k dgaps_k·c_k,    dc_k = Σ_n one_hot_k·g + 2·dgaps_k·(c_k − x)
+    """
+    chosen, _ = nearest(vectors, centers)
+    return chosen, centers[jnp.arange(len(centers)), chosen]
+
+
+def _relaxed_forward(vectors: Array, centers: Array, temperature: float) -> tuple[tuple[Array, Array], tuple]:
+    chosen, values = _relaxed(vectors, centers, temperature)
+    return (chosen, values), (vectors, centers, chosen)
+
+
+def _relaxed_backward(temperature: float, kept: tuple, gradients: tuple) -> tuple[Array, Array]:
+    vectors, centers, chosen = kept
+
+    def one_group(group):
+        x, c, own, g = group
+        gaps = jnp.sum(jnp.square(c), axis=-1) - 2.0 * jnp.matmul(x, c.T, precision=_PRECISION)
+        p = jax.nn.softmax(-gaps / temperature, axis=-1)
+        dw = jnp.matmul(g, c.T, precision=_PRECISION)
+        dgaps = p * (jnp.sum(p * dw, axis=-1, keepdims=True) - dw) / temperature
+        dx = -2.0 * jnp.matmul(dgaps, c, precision=_PRECISION)
+        dc = 2.0 * (c * jnp.sum(dgaps, axis=0)[:, None] - jnp.matmul(dgaps.T, x, precision=_PRECISION))
+        return dx, dc.at[own].add(g)
+
+    by_group = (jnp.swapaxes(vectors, 0, 1), centers, chosen.T, jnp.swapaxes(gradients[1], 0, 1))
+    dx, dc = jax.lax.map(one_group, by_group)
+    return jnp.swapaxes(dx, 0, 1), dc
+
+
+_relaxed.defvjp(_relaxed_forward, _relaxed_backward)
 
 
 def straight_through(

@@ -1,0 +1,155 @@
+"""The training step against the peers' recipe in PyTorch: same batch, same index, same loss.
+
+The peer quantizes as published implementations do, written plainly from the formulas: distances by a broadcast
+difference, [docs, M, K, S] values, a softmax of minus the distances, its arg max made one-hot, the straight-through
+sum of both, and a product with the codewords; ListNet over the documents of the whole batch; AdamW.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dvq_jax import losses, optimizer, towers
+from dvq_jax.train_step import Objective, init_state, make_train_step
+from dvq_jax.types import Batch, IndexParams
+
+_TEMPERATURE = 0.05
+_RATES = {'centroids': 0.0125, 'codebooks': 0.01, 'rotation': None, 'tower': None}
+_GROUPS = dict.fromkeys(optimizer.GROUPS, 'constant')
+LISTS, WORDS = 1024, 256
+
+
+def make_batch(*, batch_size: int, candidates: int, dim: int, seed: int = 0) -> Batch:
+    """A synthetic batch of unit-norm vectors, documents near their queries, for one device."""
+    rng = np.random.default_rng(seed)
+    queries = rng.normal(size=(batch_size, dim)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    docs = queries[:, None] + rng.normal(size=(batch_size, candidates, dim)).astype(np.float32) / dim**0.5
+    docs /= np.linalg.norm(docs, axis=2, keepdims=True)
+    batch = Batch(
+        queries=queries,
+        doc_ids=np.arange(batch_size * candidates, dtype=np.int32).reshape(batch_size, candidates),
+        docs=docs.astype(np.float32),
+        lists=rng.integers(0, LISTS, (batch_size, candidates)).astype(np.int32),
+        positives=np.full((batch_size, 1), -1, np.int32),
+    )
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+def make_index(*, dim: int, codebooks: int, seed: int = 1) -> IndexParams:
+    """Random centroids and codewords of the right scale."""
+    rng = np.random.default_rng(seed)
+    scale = dim**-0.5
+    return IndexParams(
+        centroids=(0.7 * scale * rng.normal(size=(LISTS, dim))).astype(np.float32),
+        codebooks=(0.7 * scale * rng.normal(size=(codebooks, WORDS, dim // codebooks))).astype(np.float32),
+        rotation=np.eye(dim, dtype=np.float32),
+    )
+
+
+def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[], float]:
+    """Our step, compiled; each call takes one and returns its loss."""
+    objective = Objective(
+        terms=losses.parse_objective('listnet'),
+        temperature=_TEMPERATURE,
+        ivf_weight=1.0,
+        pq_weight=1.0,
+        scale_ivf_to_pq=False,
+        in_batch=True,
+        dynamic=False,
+        estimator=estimator,
+        estimator_temperature=1.0,
+    )
+    transformation = optimizer.build(_RATES, schedules=_GROUPS, decay=None)
+    step_fn = make_train_step(tower=towers.build('identity'), optimizer=transformation, objective=objective)
+    state = init_state(index, {}, transformation)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = step_fn(state, batch)
+        return float(metrics['loss'])
+
+    return step
+
+
+def peer_step(index: IndexParams, batch: Batch) -> Callable[[], float]:
+    """The peers' step in PyTorch."""
+    import torch
+    from torch.nn import functional
+
+    centroids, codebooks = (
+        torch.nn.Parameter(torch.from_numpy(np.array(x))) for x in (index.centroids, index.codebooks)
+    )
+    adam = torch.optim.AdamW([centroids, codebooks], lr=1e-4)
+    queries, docs, lists = (torch.from_numpy(x[0]) for x in (batch.queries, batch.docs, batch.lists))
+    docs, lists = docs.reshape(-1, docs.shape[-1]), lists.reshape(-1).long()
+    books, words, width = codebooks.shape
+    teacher = functional.softmax(queries @ docs.T / _TEMPERATURE, dim=-1)
+
+    def listnet(student: torch.Tensor) -> torch.Tensor:
+        scores = functional.log_softmax(queries @ student.T / _TEMPERATURE, dim=-1)
+        return -(teacher * scores).sum(-1).mean()
+
+    def step() -> float:
+        adam.zero_grad(set_to_none=True)
+        coarse = centroids[lists]
+        parts = (docs - coarse).reshape(-1, books, 1, width)
+        soft = functional.softmax(-((parts - codebooks[None]) ** 2).sum(-1), dim=-1)
+        hard = functional.one_hot(soft.argmax(-1), words).to(soft.dtype)
+        chosen = soft + (hard - soft).detach()
+        full = coarse + torch.einsum('nmk,mks->nms', chosen, codebooks).reshape(coarse.shape)
+        loss = listnet(coarse) + listnet(full)
+        loss.backward()
+        adam.step()
+        return loss.item()
+
+    return step
+
+
+def _median_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that all see the same machine; the first call of each is left out."""
+    times = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def measure(
+    *, dims: list[int], books: list[int], candidates: list[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Times the step at each size.
+
+    Args:
+      dims: D.
+      books: M.
+      candidates: documents that each of the 128 queries brings.
+      repeats: of each step.
+
+    Returns:
+      A row a size: the sizes, 'seconds' of 'hard', 'softmax' and 'peer', and what the peer takes over each.
+    """
+    rows = []
+    for dim in dims:
+        for codebooks in books:
+            for count in candidates:
+                batch = make_batch(batch_size=128, candidates=count, dim=dim)
+                index = make_index(dim=dim, codebooks=codebooks)
+                steps = {name: our_step(index, batch, estimator=name) for name in ('hard', 'softmax')}
+                steps['peer'] = peer_step(index, batch)
+                seconds = _median_seconds(steps, repeats)
+                sizes = {'dim': dim, 'codebooks': codebooks, 'candidates': count, 'batch_size': 128}
+                ratios = {name: seconds['peer'] / seconds[name] for name in ('hard', 'softmax')}
+                rows.append({**sizes, 'seconds': seconds, 'peer_over_ours': ratios})
+                print(rows[-1], flush=True)
+                del steps
+                gc.collect()
+    return rows
