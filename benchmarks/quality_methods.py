@@ -277,7 +277,7 @@ def _store(folder: pathlib.Path, params: IndexParams, lists: np.ndarray, config:
         'tower_args': {},
     }
     checkpoints = checkpoint.Checkpoints(folder, metric=run.metric)
-    state = init_state(params, {}, run.make_optimizer(decay=None))
+    state = init_state(params, {}, run.optimizer)
     checkpoints.save(state, about=about, metrics={run.metric: 0.0})
     checkpoints.close()
 

@@ -1,8 +1,9 @@
 """The training step against the peers' recipe in PyTorch: same batch, same index, same loss.
 
-The peer quantizes as published implementations do, written plainly from the formulas: distances by a broadcast
-difference, [docs, M, K, S] values, a softmax of minus the distances, its arg max made one-hot, the straight-through
-sum of both, and a product with the codewords; ListNet over the documents of the whole batch; AdamW.
+The peer quantizes as published implementations do, written plainly from the formulas: distances by a
+broadcast difference, [docs, M, K, S] values, a softmax of minus the distances, its arg max made one-hot, the
+straight-through sum of both, and a product with the codewords; ListNet over the documents of the whole batch;
+AdamW.
 """
 
 import gc
@@ -111,7 +112,7 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], float]:
 
 
 def _median_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that all see the same machine; the first call of each is left out."""
+    """Median seconds of each, taken in turn so that all see the same machine, after a first call."""
     times = {name: [] for name in steps}
     for step in steps.values():
         step()

@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tower.mlp = ml_collections.ConfigDict({'hidden': 512})
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.warmup = 100
+    config.optimizer.warmup = 0.1  # share of the steps in which rates rise
     config.optimizer.weight_decay = 0.01  # of the tower
     config.optimizer.clip_norm = config_dict.placeholder(float)  # unset: not clipped
     config.optimizer.rates = ml_collections.ConfigDict()  # a group without a rate is frozen
@@ -83,8 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.schedules.tower = 'cosine'
 
     config.train = ml_collections.ConfigDict()
-    # Unset: until the dev queries' loss has stopped to fall, see dvq_jax/plateau.py. 0: the start alone.
-    config.train.steps = config_dict.placeholder(int)
+    config.train.passes = 3.25  # over the training queries
+    config.train.steps = config_dict.placeholder(int)  # instead of passes; 0: the start alone
     config.train.log_every = 50
     config.train.checkpoint_every = 500  # also evaluates on the dev queries
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dvq_jax.candidates import Mixture, draw
 from dvq_jax.data import gather
-from dvq_jax.dataset import Examples
+from dvq_jax.dataset import Dataset
 from dvq_jax.types import Batch
 
 # A query's further positives, in ascending order of rows, take part as if they were not labelled.
@@ -53,8 +53,7 @@ class _Draw(grain.transforms.RandomMap):
 
 
 def training_batches(
-    examples: Examples,
-    corpus: np.ndarray,
+    dataset: Dataset,
     *,
     mixture: Mixture,
     batch_size: int,
@@ -66,8 +65,7 @@ def training_batches(
     """An endless iterator over this process's share of the global batches.
 
     Args:
-      examples: the split of a dataset to train on, or to measure the same loss on.
-      corpus: [N, D] float, may be memory-mapped.
+      dataset: from `open_dataset`.
       mixture: which documents a query brings; its Top-K is no longer than the dataset's.
       batch_size: B, queries in a global batch; a multiple of the number of devices.
       seed: of the shuffles and draws.
@@ -79,25 +77,25 @@ def training_batches(
       An iterator of `HostBatch`, with `get_state()` and `set_state()`.
     """
 
-    def collate(drawn: list[dict]) -> HostBatch:
+    def collate(examples: list[dict]) -> HostBatch:
         stacked = {
-            name: np.stack([example[name] for example in drawn])
+            name: np.stack([example[name] for example in examples])
             for name in ('embedding', 'doc_ids', 'positives')
         }
         doc_ids = stacked['doc_ids']
         batch = Batch(
             queries=stacked['embedding'],
             doc_ids=doc_ids,
-            docs=gather(corpus, doc_ids),
+            docs=gather(dataset.corpus, doc_ids),
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
             positives=stacked['positives'],
         )
         local = jax.local_device_count()
         spread = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
-        return HostBatch(batch=spread, query_ids=tuple(example['query_id'] for example in drawn))
+        return HostBatch(batch=spread, query_ids=tuple(example['query_id'] for example in examples))
 
-    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    drawn = shuffled.random_map(_Draw(mixture))
+    examples = grain.MapDataset.source(dataset.train).seed(seed).shuffle().repeat()
+    drawn = examples.random_map(_Draw(mixture))
     mine = drawn[jax.process_index() :: jax.process_count()]
     batches = mine.batch(batch_size // jax.process_count(), batch_fn=collate)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -21,15 +21,14 @@ SCHEDULES = ('constant', 'cosine', 'linear')
 _POLAR_STEPS = 8
 
 
-def schedule(name: str, rate: float, *, warmup: int, decay: tuple[int, int] | None) -> optax.Schedule:
+def schedule(name: str, rate: float, *, steps: int, warmup: int) -> optax.Schedule:
     """A learning rate over the steps of a run.
 
     Args:
-      name: 'constant', or 'cosine' or 'linear' down to 0.
+      name: 'constant', or 'cosine' or 'linear' down to 0 at the last step.
       rate: the peak.
+      steps: of the whole run, warm-up included.
       warmup: steps of linear rise from 0.
-      decay: the steps after which the rate begins to fall, not before the warm-up's end, and is 0; None while
-        that is not known: the rate stays at its peak.
 
     Returns:
       step -> rate.
@@ -37,20 +36,15 @@ def schedule(name: str, rate: float, *, warmup: int, decay: tuple[int, int] | No
     Raises:
       InputError: an unknown name.
     """
-    if name not in SCHEDULES:
+    rest = max(steps - warmup, 1)
+    decays = {
+        'constant': optax.constant_schedule(rate),
+        'cosine': optax.cosine_decay_schedule(rate, rest),
+        'linear': optax.linear_schedule(rate, 0.0, rest),
+    }
+    if name not in decays:
         raise InputError(f'schedule {name!r} is unknown; use one of {", ".join(SCHEDULES)}.')
-    parts = [optax.linear_schedule(0.0, rate, max(warmup, 1)), optax.constant_schedule(rate)]
-    boundaries = [warmup]
-    if decay is not None and name != 'constant':
-        begin, end = max(warmup, decay[0]), decay[1]
-        fall = {'cosine': optax.cosine_decay_schedule, 'linear': _linear_decay}[name]
-        parts.append(fall(rate, max(end - begin, 1)))
-        boundaries.append(begin)
-    return optax.join_schedules(parts, boundaries)
-
-
-def _linear_decay(rate: float, steps: int) -> optax.Schedule:
-    return optax.linear_schedule(rate, 0.0, steps)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, max(warmup, 1)), decays[name]], [warmup])
 
 
 def nearest_orthogonal(matrix: Array) -> Array:
@@ -102,8 +96,8 @@ def label(params: Mapping[str, Any]) -> dict[str, Any]:
 def build(
     rates: Mapping[str, float | None],
     *,
+    steps: int,
     schedules: Mapping[str, str],
-    decay: tuple[int, int] | None,
     warmup: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
@@ -113,8 +107,8 @@ def build(
     Args:
       rates: peak learning rate of each of `GROUPS`; None or 0 freezes. Those of centroids and codebooks are
         relative to the array's root mean square.
+      steps: of the whole run.
       schedules: name of each group's schedule, see `schedule`.
-      decay: when rates begin to fall and are 0, likewise; the optimizer's state does not depend on it.
       warmup: steps of linear rise.
       weight_decay: of the query tower; centroids, codebooks and rotation are not shrunk towards 0.
       clip_norm: largest norm of the gradients of all groups that are trained; None does not clip.
@@ -135,8 +129,8 @@ def build(
             return optax.set_to_zero()
         if rate < 0:
             raise InputError(f'the learning rate of {name} is {rate}; use a positive one, or None to freeze.')
-        rates_by_step = schedule(schedules[name], rate, warmup=warmup, decay=decay)
-        adam = optax.adamw(rates_by_step, weight_decay=weight_decay if name == 'tower' else 0.0)
+        decay = weight_decay if name == 'tower' else 0.0
+        adam = optax.adamw(schedule(schedules[name], rate, steps=steps, warmup=warmup), weight_decay=decay)
         if name == 'rotation':
             return optax.chain(adam, keep_orthogonal())
         if name == 'tower':

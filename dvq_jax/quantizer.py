@@ -173,9 +173,9 @@ def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
 def _relaxed(vectors: Array, centers: Array, temperature: float) -> tuple[Array, Array]:
     """Nearest centers [n, G] and their values [n, G, S]: one-hot forward, softmax of distances backward.
 
-    The values are Σ_k w_k·c_k with w = p + stop_gradient(one_hot − p), p = softmax(−gaps/temperature). Written
-    out, forward is a gather, and backward goes group by group, so that [n, K] is held and never [n, G, K]: with
-    g the values' gradient and dw_k = ⟨g, c_k⟩,
+    The values are Σ_k w_k·c_k with w = p + stop_gradient(one_hot − p), p = softmax(−gaps/temperature).
+    Written out, forward is a gather, and backward goes group by group, so that [n, K] is held and never
+    [n, G, K]: with g the values' gradient and dw_k = ⟨g, c_k⟩,
 
         dgaps_k = −p_k·(dw_k − Σ_j p_j·dw_j)/temperature
         dx = −2·Σ_k dgaps_k·c_k,    dc_k = Σ_n one_hot_k·g + 2·dgaps_k·(c_k − x)

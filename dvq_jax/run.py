@@ -1,9 +1,8 @@
 """A run, before it starts: the config checked, and turned into what the training loop works with."""
 
 import dataclasses
-import functools
+import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -43,10 +42,11 @@ _RANGES = {
     'loss.ivf_weight': (0, _INFINITY),
     'loss.pq_weight': (0, _INFINITY),
     'quantizer.temperature': (1e-6, _INFINITY),
-    'optimizer.warmup': (0, _INFINITY),
+    'optimizer.warmup': (0, 1),
     'optimizer.weight_decay': (0, _INFINITY),
     'optimizer.clip_norm': (1e-12, _INFINITY),
     'train.steps': (0, _INFINITY),
+    'train.passes': (0, _INFINITY),
     'train.log_every': (1, _INFINITY),
     'train.checkpoint_every': (1, _INFINITY),
     'eval.nprobe': (1, _INFINITY),
@@ -70,7 +70,8 @@ class Run:
       mixture: which documents a query brings.
       objective: what a step minimises.
       tower: the query tower.
-      make_optimizer: the groups and their schedules, given `decay`, see `optimizer.build`.
+      optimizer: the groups and their schedules.
+      steps: that training takes.
       queries: held out, to evaluate checkpoints on.
       demand: the training queries, where lists or codes are chosen for them.
       metric: of those, the one that decides which checkpoint is best.
@@ -82,7 +83,8 @@ class Run:
     mixture: Mixture
     objective: Objective
     tower: nn.Module
-    make_optimizer: Callable[..., optax.GradientTransformation]
+    optimizer: optax.GradientTransformation
+    steps: int
     queries: evaluate.Queries
     demand: Demand | None
     metric: str
@@ -184,6 +186,12 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
     )
 
 
+def _steps(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
+    if config.train.steps is not None:
+        return config.train.steps
+    return math.ceil(config.train.passes * len(dataset.train) / config.data.batch_size)
+
+
 def _spread(dataset: Dataset) -> float:
     return score_spread(np.stack([example['topk_scores'] for example in dataset.dev]))
 
@@ -217,19 +225,19 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
     _check_values(config)
     mixture = parse_mixture(config.candidates)
     tower = towers.build(config.tower.name, **tower_args(config.to_dict()))
-    make_optimizer = functools.partial(
-        optimizer.build,
-        config.optimizer.rates.to_dict(),
-        warmup=config.optimizer.warmup,
-        schedules=config.optimizer.schedules.to_dict(),
-        weight_decay=config.optimizer.weight_decay,
-        clip_norm=config.optimizer.clip_norm,
-    )
-    make_optimizer(decay=None)  # checks its settings
     dataset = open_dataset(config.data.dataset)
     _check_index(config, dataset)
     if not len(dataset.train):
         raise InputError(f'{dataset.folder}: holds no training queries; prepare it with some.')
+    steps = _steps(config, dataset)
+    transformation = optimizer.build(
+        config.optimizer.rates.to_dict(),
+        steps=steps,
+        warmup=round(config.optimizer.warmup * steps),
+        schedules=config.optimizer.schedules.to_dict(),
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+    )
     queries = evaluate.held_out_queries(dataset)
     objective = _objective(config, mixture, dataset)
     metric = _check_metric(config.eval.metric, queries, dataset)
@@ -241,7 +249,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         mixture=mixture,
         objective=objective,
         tower=tower,
-        make_optimizer=make_optimizer,
+        optimizer=transformation,
+        steps=steps,
         queries=queries,
         demand=read_demand(dataset.train, len(dataset.corpus)) if wanted else None,
         metric=metric,
@@ -263,5 +272,4 @@ def blank_state(run: Run) -> TrainState:
         codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
         rotation=np.zeros((dim, dim), np.float32),
     )
-    tower_params = towers.initial_params(run.tower, dim, seed=run.config.seed)
-    return init_state(shapes, tower_params, run.make_optimizer(decay=None))
+    return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)

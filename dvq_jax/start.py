@@ -29,6 +29,7 @@ _MAY_DIFFER = (
     'data.dataset',
     'data.threads',
     'resume_from',
+    'train.passes',
     'train.steps',
     'train.log_every',
     'train.checkpoint_every',
@@ -118,7 +119,7 @@ def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainSta
             f'init_from: {config.init_from} has no {config.index.copies} lists for each document of '
             f'{run.dataset.folder}; use its index.copies and corpus, or start anew.'
         )
-    return init_state(index, tower_params, run.make_optimizer(decay=None)), lists
+    return init_state(index, tower_params, run.optimizer), lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,6 @@ class Start:
       about: what every checkpoint says about the run.
       iterator: the data iterator's state; None at the beginning.
       history: the dev metrics of earlier steps of this workdir.
-      losses: step -> the loss of the held-out queries, see `plateau`.
       resumed: whether this workdir holds a checkpoint of that step.
     """
 
@@ -140,7 +140,6 @@ class Start:
     about: dict[str, Any]
     iterator: dict[str, Any] | None = None
     history: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    losses: dict[str, float] = dataclasses.field(default_factory=dict)
     resumed: bool = False
 
 
@@ -202,6 +201,5 @@ def starting_point(run: Run) -> Start:
         about=_about(run, saved['lists']),
         iterator=saved['iterator'],
         history=saved['history'] if resumed else {},
-        losses=saved['losses'],
         resumed=resumed,
     )

@@ -1,4 +1,4 @@
-"""The training loop: step, log, look, evaluate, save. What it starts from is in `start`."""
+"""The training loop: step, log, evaluate, save. What it starts from is in `start`."""
 
 import collections
 import json
@@ -6,20 +6,18 @@ import sys
 import time
 from typing import Any
 
-import grain
 import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, metrics, plateau, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.corpus import encode_corpus
-from dvq_jax.dataset import Examples
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_args
 from dvq_jax.start import Start, starting_point
-from dvq_jax.train_step import LossFn, TrainState, TrainStep, index_params, make_loss, make_train_step
+from dvq_jax.train_step import TrainState, index_params, make_train_step
 
 
 def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
@@ -49,7 +47,7 @@ class _Log:
         self._run, self._writer = run, writer
         self._pending = collections.deque()
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, start
-        self.progress = Progress('train', total=None, unit='steps', start=start)
+        self._progress = Progress('train', total=run.steps, unit='steps', start=start)
 
     def add(self, step: int, values: dict[str, jax.Array], query_ids: tuple[str, ...], waited: float) -> None:
         self._pending.append((step, values, query_ids))
@@ -79,7 +77,7 @@ class _Log:
         }
         if self._writer:
             self._writer.write(step, record)
-        self.progress.add(steps, note=f'loss {record["loss"]:.4g}')
+        self._progress.add(steps, note=f'loss {record["loss"]:.4g}')
         self._pending.clear()
         self.restart(step)
 
@@ -88,7 +86,7 @@ class _Log:
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, step
 
     def done(self) -> None:
-        self.progress.done()
+        self._progress.done()
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -125,50 +123,39 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
     """Steps, logs, evaluates and saves; returns the dev metrics by step."""
     config, state, first = run.config, start.state, int(start.state.step)
-    batches = _batches(run, run.dataset.train, start.lists)
+    batches = training_batches(
+        run.dataset,
+        mixture=run.mixture,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        lists=start.lists,
+        threads=config.data.threads,
+    )
     if start.iterator is not None:
         batches.set_state(start.iterator)
-    history, losses = dict(start.history), dict(start.losses)
+    history = dict(start.history)
     writer = None
     if jax.process_index() == 0:
         writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
     log = _Log(run, writer, first)
-    loss_fn = make_loss(tower=run.tower, objective=run.objective)
+    step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
 
     def save(step: int) -> None:
         dev = history[str(step)] = _dev_metrics(run, state, start.lists)
         if writer:
             writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
-        about = {**start.about, 'iterator': batches.get_state(), 'history': history, 'losses': losses}
+        about = {**start.about, 'iterator': batches.get_state(), 'history': history}
         checkpoints.save(state, about=about, metrics=dev)
 
-    def look(step: int) -> None:
-        losses[str(step)] = _dev_loss(run, loss_fn, state.params, start.lists)
-        if writer:
-            writer.write(step, {'dev/loss': losses[str(step)]})
-
-    step, decay, step_fn = first, _decay(run, losses), None
     if not start.resumed:
-        if decay is None and not losses:
-            look(step)
-        save(step)
-    while decay is None or step < decay[1]:
-        if step_fn is None:
-            step_fn = _make_step(run, decay)
-            log.progress.total = decay and decay[1]
-        step += 1
+        save(first)
+    for step in range(first + 1, run.steps + 1):
         fetch = time.perf_counter()
         host = next(batches)
         waited = time.perf_counter() - fetch
         state, values = step_fn(state, host.batch)
         log.add(step, values, host.query_ids, waited)
-        if decay is None and plateau.is_look(step):
-            log.flush()
-            look(step)
-            decay = _decay(run, losses)
-            step_fn = step_fn if decay is None else None
-            log.restart(step)
-        if step % config.train.checkpoint_every == 0 or (decay and step == decay[1]):
+        if step % config.train.checkpoint_every == 0 or step == run.steps:
             log.flush()
             save(step)
             log.restart(step)
@@ -176,37 +163,6 @@ def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[s
     if writer:
         writer.close()
     return history
-
-
-def _batches(run: Run, examples: Examples, lists: np.ndarray | None) -> grain.DatasetIterator:
-    return training_batches(
-        examples,
-        run.dataset.corpus,
-        mixture=run.mixture,
-        batch_size=run.config.data.batch_size,
-        seed=run.config.seed,
-        lists=lists,
-        threads=run.config.data.threads,
-    )
-
-
-def _dev_loss(run: Run, loss_fn: LossFn, params: dict[str, Any], lists: np.ndarray | None) -> float:
-    """The objective on the held-out queries; each time they bring the same candidates."""
-    batches = _batches(run, run.dataset.dev, lists)
-    count = max(len(run.dataset.dev) // run.config.data.batch_size, 1)
-    return float(np.mean([loss_fn(params, next(batches).batch) for _ in range(count)]))
-
-
-def _decay(run: Run, losses: dict[str, float]) -> tuple[int, int] | None:
-    """When rates begin to fall and training ends, as far as it is known."""
-    if (steps := run.config.train.steps) is not None:
-        return 0, steps
-    return plateau.decay({int(step): loss for step, loss in losses.items()})
-
-
-def _make_step(run: Run, decay: tuple[int, int] | None) -> TrainStep:
-    optimizer = run.make_optimizer(decay=decay)
-    return make_train_step(tower=run.tower, optimizer=optimizer, objective=run.objective)
 
 
 def _summary(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:

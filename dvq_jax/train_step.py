@@ -39,10 +39,6 @@ class TrainState:
     opt_state: Any
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-LossFn = Callable[[dict[str, Any], Batch], Array]
-
-
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What a step minimises: Σ terms over the IVF student, and over the PQ student.
@@ -215,7 +211,7 @@ def _step(
 
 def make_train_step(
     *, tower: nn.Module, optimizer: optax.GradientTransformation, objective: Objective
-) -> TrainStep:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The compiled step over all devices.
 
     Args:
@@ -229,20 +225,3 @@ def make_train_step(
     """
     step = functools.partial(_step, tower=tower, optimizer=optimizer, objective=objective)
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)
-
-
-def make_loss(*, tower: nn.Module, objective: Objective) -> LossFn:
-    """The compiled loss over all devices, without a step.
-
-    Args:
-      tower: the query tower.
-      objective: what training minimises.
-
-    Returns:
-      (params, batch) -> scalar, of the global batch; arguments as `make_train_step`'s function takes them.
-    """
-
-    def loss(params, batch):
-        return jax.lax.psum(local_loss(params, batch, tower=tower, objective=objective)[0], AXIS)
-
-    return jax.pmap(loss, axis_name=AXIS, in_axes=(None, 0), out_axes=None)

@@ -12,8 +12,7 @@ MIXTURE = parse_mixture('gt+top50:4+ib')
 
 def make(collection, **changes):
     settings = {'mixture': MIXTURE, 'batch_size': 16, 'seed': 3, 'lists': None, **changes}
-    dataset = open_dataset(collection['dataset'])
-    return training_batches(dataset.train, dataset.corpus, **settings)
+    return training_batches(open_dataset(collection['dataset']), **settings)
 
 
 def drawn(batches, count):

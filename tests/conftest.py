@@ -58,7 +58,6 @@ def small_config(collection):
     config.routing.rounds, config.routing.steps = 1, 4
     config.codes.queries, config.codes.sweeps = 8, 1
     config.candidates = 'top50:4+ib'
-    config.optimizer.warmup = 2
     config.train.steps, config.train.log_every, config.train.checkpoint_every = 20, 5, 10
     config.eval.nprobe = 4
     return config

@@ -45,7 +45,7 @@ def make_objective(**changes):
 
 def run_step(objective, tower='identity', rates=RATES):
     module = towers.build(tower)
-    transformation = optimizer.build(rates, decay=(0, 10), schedules=CONSTANT)
+    transformation = optimizer.build(rates, steps=10, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)
     before = jax.tree.map(np.asarray, state.params)
@@ -94,7 +94,7 @@ def test_ivf_loss_can_be_scaled_to_the_pq_loss():
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_steps_reduce_the_loss(estimator, dynamic):
     module = towers.build('mlp', hidden=16)
-    transformation = optimizer.build({**RATES, 'rotation': 1e-3}, decay=(0, 60), schedules=CONSTANT)
+    transformation = optimizer.build({**RATES, 'rotation': 1e-3}, steps=60, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     objective = make_objective(estimator=estimator, dynamic=dynamic)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)
