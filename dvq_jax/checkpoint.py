@@ -10,6 +10,7 @@ What evaluation and export need, `params` and `about`, is read without the optim
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -42,7 +43,7 @@ class Trained:
       config: the training config.
       dataset: path of the training dataset.
       fingerprint: of the corpus that it was trained on.
-      metrics: the dev metrics at that step.
+      metrics: the dev metrics at that step; empty where it was saved because of a preemption.
     """
 
     step: int
@@ -53,6 +54,11 @@ class Trained:
     dataset: str
     fingerprint: str
     metrics: dict[str, float]
+
+
+def _judge(metrics: dict[str, float], metric: str) -> float:
+    """A checkpoint that was saved in a hurry has no metrics, and is not the best."""
+    return metrics.get(metric, float('-inf'))
 
 
 class Checkpoints:
@@ -66,17 +72,18 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, metric: str):
+        judge = functools.partial(_judge, metric=metric)
         keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.CustomSteps([0]),
                 preservation_policy.LatestN(1),
-                preservation_policy.BestN(n=1, get_metric_fn=lambda metrics: metrics[metric]),
+                preservation_policy.BestN(n=1, get_metric_fn=judge),
             ]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,
             # Without it Orbax does not store the metrics, and a resumed run would not know its best.
-            best_fn=lambda metrics: metrics[metric],
+            best_fn=judge,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
@@ -88,7 +95,7 @@ class Checkpoints:
         Args:
           state: replicated over the devices.
           about: what else the run needs to go on, and readers need to know; JSON.
-          metrics: on the dev queries.
+          metrics: on the dev queries; empty where there was no time to measure.
         """
         host = jax.tree.map(np.asarray, state)
         step = int(host.step)
@@ -235,7 +242,7 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
         raise InputError(f'{workdir}: holds no checkpoint; train with --workdir={workdir} first.')
     if step == 'best':
         abouts = {one: read_about(workdir, one) for one in steps}
-        number = max(steps, key=lambda one: (abouts[one]['metrics'][abouts[one]['metric']], one))
+        number = max(steps, key=lambda one: (_judge(abouts[one]['metrics'], abouts[one]['metric']), one))
     else:
         number = steps[-1] if step == 'latest' else _number(step)
     if number not in steps:

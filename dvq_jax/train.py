@@ -1,16 +1,18 @@
 """The training loop: step, log, evaluate, save. What it starts from is in `start`."""
 
 import collections
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, metrics, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, preemption, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.corpus import encode_corpus
 from dvq_jax.errors import InputError
@@ -97,22 +99,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       workdir: the run's folder: checkpoints, metrics, the frozen lists.
 
     Returns:
-      'step', 'metric', 'first', 'last' and 'best' dev metrics, 'best_step' and 'seconds'.
+      'step', 'metric', 'first', 'last' and 'best' dev metrics, 'best_step' and 'seconds'; or 'preempted', the
+      last step, where SIGTERM has ended the run early: the same call goes on from there.
 
     Raises:
       InputError: a config, dataset or workdir that cannot be used, or a loss that is not finite.
     """
     begin = time.monotonic()
     run = open_run(config, workdir)
-    start = starting_point(run)
-    checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
-    try:
-        history = _loop(run, start, checkpoints)
-    except InputError as error:
-        _write_done(run, {'error': str(error)})  # ends those who follow the run
-        raise
-    finally:
-        checkpoints.close()
+    with preemption.watch() as preempted, contextlib.ExitStack() as stack:
+        start = starting_point(run)
+        checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
+        stack.callback(checkpoints.close)
+        try:
+            history, step = _loop(run, start, checkpoints, preempted)
+        except InputError as error:
+            _write_done(run, {'error': str(error)})  # ends those who follow the run
+            raise
+    if step < run.steps:
+        print(f'preempted: saved at step {step} of {run.steps}', file=sys.stderr, flush=True)
+        return {'workdir': str(run.workdir), 'preempted': step}
     result = _summary(run, history, seconds=time.monotonic() - begin)
     if result['step'] and result['best_step'] == 0:
         print(f'best is step 0, the start: training has not improved {run.metric}', file=sys.stderr)
@@ -120,8 +126,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     return result
 
 
-def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
-    """Steps, logs, evaluates and saves; returns the dev metrics by step."""
+def _loop(
+    run: Run, start: Start, checkpoints: checkpoint.Checkpoints, preempted: Callable[[int], bool]
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Steps, logs, evaluates and saves; returns the dev metrics by step, and the last step."""
     config, state, first = run.config, start.state, int(start.state.step)
     batches = training_batches(
         run.dataset,
@@ -140,13 +148,18 @@ def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[s
     log = _Log(run, writer, first)
     step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
 
-    def save(step: int) -> None:
-        dev = history[str(step)] = _dev_metrics(run, state, start.lists)
-        if writer:
+    def save(step: int, *, measure: bool = True) -> None:
+        log.flush()
+        dev = _dev_metrics(run, state, start.lists) if measure else {}
+        if measure:
+            history[str(step)] = dev
+        if measure and writer:
             writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
         about = {**start.about, 'iterator': batches.get_state(), 'history': history}
         checkpoints.save(state, about=about, metrics=dev)
+        log.restart(step)
 
+    step = first
     if not start.resumed:
         save(first)
     for step in range(first + 1, run.steps + 1):
@@ -156,13 +169,14 @@ def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[s
         state, values = step_fn(state, host.batch)
         log.add(step, values, host.query_ids, waited)
         if step % config.train.checkpoint_every == 0 or step == run.steps:
-            log.flush()
             save(step)
-            log.restart(step)
+        if preempted(step):
+            save(step, measure=False)  # there is no time for a pass over the corpus
+            break
     log.done()
     if writer:
         writer.close()
-    return history
+    return history, step
 
 
 def _summary(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:

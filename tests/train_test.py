@@ -91,17 +91,52 @@ def test_eight_devices_give_the_parameters_of_one(one_device, eight_devices):
     assert difference(arrays(eight_devices), arrays(one_device)) < 1e-4
 
 
-def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_path):
+def start_two(collection, workdir, **changes):
+    """Starts two processes of one run."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{probe.getsockname()[1]}'
     extra = [f'--coordinator={address}', '--num_processes=2']
-    processes = [
-        start(collection, tmp_path / 'W', extra=[*extra, f'--process_id={number}']) for number in range(2)
+    return [
+        start(collection, workdir, extra=[*extra, f'--process_id={number}'], **changes) for number in range(2)
     ]
-    results = [finish(process) for process in processes]
+
+
+def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_path):
+    results = [finish(process) for process in start_two(collection, tmp_path / 'W')]
     assert {result['step'] for result in results} == {20}
     assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
+
+
+def curve(workdir, every):
+    """step -> loss, at the steps that a whole run writes."""
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return {line['step']: line['loss'] for line in lines if 'loss' in line and line['step'] % every == 0}
+
+
+def test_two_preempted_processes_go_on_as_one(collection, tmp_path):
+    """SIGTERM to both, exit code 0; one process with two devices takes the rest of the same steps."""
+    settings = {f'optimizer.schedules.{name}': 'constant' for name in ('centroids', 'codebooks', 'tower')}
+    settings |= {'optimizer.warmup': 0, 'train.checkpoint_every': 5000, 'train.log_every': 20}
+    settings['train.steps'] = 5000  # more than there is time for
+    processes = start_two(collection, tmp_path / 'W', **settings)
+    written = tmp_path / 'W' / 'metrics.jsonl'
+    deadline = time.monotonic() + 200
+    while not written.exists() or len(written.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    reached = {finish(process)['preempted'] for process in processes}
+    assert len(reached) == 1 and 20 < min(reached) < 5000
+    assert checkpoint.available_steps(tmp_path / 'W')[-1] == min(reached)
+    assert not (tmp_path / 'W' / evaluate.DONE).exists()
+    settings['train.steps'] = steps = min(reached) // 20 * 20 + 100
+    assert finish(start(collection, tmp_path / 'W', devices=2, **settings))['step'] == steps
+    finish(start(collection, tmp_path / 'whole', **settings))
+    ours, whole = curve(tmp_path / 'W', 20), curve(tmp_path / 'whole', 20)
+    assert list(ours) == list(range(20, steps + 1, 20))
+    np.testing.assert_allclose(list(ours.values()), [whole[step] for step in ours], rtol=1e-4)
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(collection, one_device, eight_devices, tmp_path):
