@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax import codes
+from dvq_jax.data import gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign, encode, rotate
@@ -23,6 +24,7 @@ _ROWS = 1024
 # launches want many.
 _CHOSEN_ROWS = {'cpu': 64}
 _CHOSEN_ROWS_ELSEWHERE = 512
+_FEWEST = 8  # queries, to which documents with fewer are padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,19 +154,47 @@ class _Chooser:
         self._table = _on_every_device(table)
         self._products = _on_every_device(np.asarray(codes.codeword_products(jnp.asarray(params.codebooks))))
 
-    def __call__(self, rows: slice, docs: np.ndarray, encoding: Encoding) -> Array:
-        audience, (fan, size) = self._audience, docs.shape[:2]
-        wanted = audience.demand.of(np.arange(rows.start, rows.stop), audience.queries)
-        return _mapped('choose')(
+    def __call__(
+        self, rows: np.ndarray, docs: np.ndarray, encoding: Encoding, *, width: int, size: int
+    ) -> np.ndarray:
+        """The codes [n, M] of n documents with at most `width` queries each, `size` a device."""
+        audience, fan = self._audience, jax.local_device_count()
+        wanted = audience.demand.of(rows, width)
+        chosen = _mapped('choose')(
             self._params,
             self._products,
             self._table,
             audience.ridge,
             audience.sweeps,
-            docs.astype(np.float32),
-            encoding,
-            tuple(_spread(part, fan, size) for part in wanted),
+            *jax.tree.map(lambda part: _spread(part, fan, size), (docs, encoding, wanted)),
         )
+        return np.asarray(chosen).reshape(fan * size, -1)[: len(rows)]
+
+
+def _choose_codes(
+    params: IndexParams, corpus: np.ndarray, encoding: Encoding, audience: Audience, *, every: float
+) -> None:
+    """Improves codes in place; documents with about as many queries go together, to pad few."""
+    wanted = np.minimum(np.diff(audience.demand.offsets), audience.queries)
+    chooser, fan = _Chooser(params, audience), jax.local_device_count()
+    total = encoding.copies * int(np.count_nonzero(wanted))
+    progress = Progress('choose codes', total=total, unit='documents', every=every)
+    width = audience.queries
+    while width:
+        at_least = width // 2 if width > _FEWEST else 0
+        rows = np.flatnonzero((wanted > at_least) & (wanted <= width))
+        size = _block_size(len(rows), fan)
+        for first in range(0, len(encoding.lists), encoding.documents):
+            for start in range(0, len(rows), fan * size):
+                some = rows[start : start + fan * size]
+                now = Encoding(lists=encoding.lists[first + some], codes=encoding.codes[first + some])
+                encoding.codes[first + some] = chooser(
+                    some, gather(corpus, some), now, width=width, size=size
+                )
+                progress.add(len(some))
+        width = at_least
+    if every < float('inf'):
+        progress.done()
 
 
 def encode_corpus(
@@ -199,8 +229,8 @@ def encode_corpus(
         codes=np.empty((entries, len(params.codebooks)), np.uint8),
         copies=entries // count,
     )
-    progress = Progress('encode', total=entries, unit='documents', every=float('inf') if quiet else 5.0)
-    chooser = None if audience is None else _Chooser(params, audience)
+    every = float('inf') if quiet else 5.0
+    progress = Progress('encode', total=entries, unit='documents', every=every)
     for first in range(0, entries, count):
         for start in range(0, count, fan * size):
             rows = slice(start, min(start + fan * size, count))
@@ -210,13 +240,14 @@ def encode_corpus(
                 part = _mapped('encode')(params, docs, None)
             else:
                 part = _mapped('encode in lists')(params, docs, _spread(lists[own], fan, size))
-            chosen = part.codes if chooser is None else chooser(rows, docs, part)
             real = rows.stop - rows.start
             out.lists[own] = np.asarray(part.lists).reshape(-1)[:real]
-            out.codes[own] = np.asarray(chosen).reshape(fan * size, -1)[:real]
+            out.codes[own] = np.asarray(part.codes).reshape(fan * size, -1)[:real]
             progress.add(real)
     if not quiet:
         progress.done()
+    if audience is not None:
+        _choose_codes(params, corpus, out, audience, every=every)
     return out
 
 
