@@ -52,6 +52,10 @@ OURS: dict[str, dict[str, Any]] = {
     'ours: + lists for queries': {'tower.name': 'identity'},
     'ours: + linear tower (default)': {},
     'ours: + a second list': {'index.copies': 2, 'eval.nprobe': 5},
+    'ours: default with labels': {
+        'candidates': 'gt+top100:16+ib',
+        'loss.name': 'listnet+0.3*contrastive',
+    },
 }
 # LibVQ's recipe in our config; its temperature and rates are absolute, ours relative: see `_libvq_changes`.
 LIBVQ: dict[str, Any] = {

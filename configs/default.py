@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.routing = ml_collections.ConfigDict()  # lists that queries reach, see dvq_jax/routing.py
     config.routing.rounds = 4  # 0: k-means, and nearest lists
-    config.routing.steps = 250  # a round
+    config.routing.passes = 3.25  # over the training queries, a round
 
     config.codes = ml_collections.ConfigDict()  # codes chosen for queries, see dvq_jax/codes.py
     config.codes.queries = 64  # of a document, at most; 0: nearest codewords

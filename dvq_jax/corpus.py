@@ -183,7 +183,7 @@ def _choose_codes(
     while width:
         at_least = width // 2 if width > _FEWEST else 0
         rows = np.flatnonzero((wanted > at_least) & (wanted <= width))
-        size = _block_size(len(rows), fan)
+        size = _block_size(max(len(rows), 1), fan)
         for first in range(0, len(encoding.lists), encoding.documents):
             for start in range(0, len(rows), fan * size):
                 some = rows[start : start + fan * size]

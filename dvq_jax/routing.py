@@ -9,7 +9,8 @@ these are the lists of the largest ⟨q, o⟩. So, from the centroids of k-means
    lists do not grow where everybody looks; plus the distance of each centroid from the mean of its documents,
    which the codebooks have to pay for;
 2. assignment: a document goes to the list i of the least ‖v − o_i‖² − γ·(share of its queries that probe i)
-   + μ·(share of all queries that probe i).
+   + μ·(share of all queries that probe i). The document's share counts a few more queries, which probe
+   nothing, so that what few want stays near.
 
 Where documents are stored in a second list too, that is chosen in the same way for the queries that probe the
 first the least.
@@ -20,6 +21,7 @@ of the teacher's Top-K.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,9 @@ _TEMPERATURE = 0.5  # of the softmax over lists, in spreads; that over documents
 _TEACHER_TEMPERATURE = 1.25
 _SCANNED = 1.0  # weight of what is scanned, relative to lists of equal size
 _TETHER = 2.0  # weight of the distance from the documents' mean, in distortions
-_GAIN = 0.6  # γ, in distortions
-_SECOND_GAIN = 3.0  # γ of second lists: distance has had its say in the first
+_GAIN = 0.75  # γ, in distortions
+_DOUBT = 2.0  # weight of the queries that are not known, which look everywhere
+_SECOND_GAIN = 3.75  # γ of second lists: distance has had its say in the first
 _PRICE = 0.04  # μ, in distortions, for a list that is probed as often as the mean
 
 
@@ -52,7 +55,7 @@ def learn(
     demand: Demand,
     *,
     rounds: int,
-    steps: int,
+    passes: float,
     nprobe: int,
     copies: int,
     seed: int,
@@ -64,7 +67,7 @@ def learn(
       corpus: [N, D] float, may be memory-mapped.
       demand: the training queries.
       rounds: of centroids, then assignment.
-      steps: of the optimizer in a round.
+      passes: over the queries in a round.
       nprobe: P, the probes meant for serving.
       copies: lists that a document is stored in, 1 or 2.
       seed: of the batches.
@@ -78,6 +81,7 @@ def learn(
     sums, squares = _list_sums(corpus, lists, len(centroids))
     sizes = np.bincount(lists, minlength=len(centroids))
     distortion = _distortion(centroids, sums, squares, sizes)
+    steps = math.ceil(passes * len(demand.queries) / _BATCH)
     progress = Progress('route', total=rounds * steps, unit='steps')
     for number in range(rounds):
         means = sums / np.maximum(sizes, 1)[:, None]
@@ -204,7 +208,7 @@ def _cheapest(
     """
     lists, weights = wanted
     places = jnp.arange(len(docs))
-    shares = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-12)
+    shares = weights / (jnp.sum(weights, axis=1, keepdims=True) + _DOUBT)
     shares *= 1.0 - jnp.sum(jnp.where(lists == taken[:, None, None], degrees, 0.0), axis=-1)
     probed = jnp.zeros((len(docs), len(centroids)))
     probed = probed.at[places[:, None, None], lists].add(shares[:, :, None] * degrees)

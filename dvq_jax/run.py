@@ -30,7 +30,7 @@ _RANGES = {
     'index.codewords': (2, 256),
     'index.copies': (1, 2),
     'routing.rounds': (0, _INFINITY),
-    'routing.steps': (1, _INFINITY),
+    'routing.passes': (0, _INFINITY),
     'codes.queries': (0, _INFINITY),
     'codes.prior': (0, _INFINITY),
     'codes.sweeps': (1, _INFINITY),

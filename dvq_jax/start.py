@@ -79,7 +79,7 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
             corpus,
             run.demand,
             rounds=config.routing.rounds,
-            steps=config.routing.steps,
+            passes=config.routing.passes,
             nprobe=config.eval.nprobe,
             copies=config.index.copies,
             seed=config.seed,

@@ -55,7 +55,7 @@ def small_config(collection):
     config.index.lists, config.index.codebooks, config.index.codewords = 16, 4, 16
     config.initialize.opq_iterations = config.initialize.coarse_iterations = 3
     config.initialize.pq_iterations = 2
-    config.routing.rounds, config.routing.steps = 1, 4
+    config.routing.rounds = 1
     config.codes.queries, config.codes.sweeps = 8, 1
     config.candidates = 'top50:4+ib'
     config.train.steps, config.train.log_every, config.train.checkpoint_every = 20, 5, 10

@@ -23,14 +23,15 @@ def test_keeps_frozen_lists():
     np.testing.assert_array_equal(encoding.codes, quantizer.encode(index, docs, lists).codes)
 
 
-def test_codes_serve_the_queries_that_want_a_document():
+@pytest.mark.parametrize('most', [16, 64])  # some or none have as many
+def test_codes_serve_the_queries_that_want_a_document(most):
     index, docs = random_index(), random_docs(1, 600)
     rng = np.random.default_rng(0)
     queries = (docs[rng.integers(600, size=300)] + 0.3 * random_docs(2, 300)).astype(np.float32)
     scores = queries @ docs.T
     ids = np.argsort(-scores, axis=1)[:, :20].astype(np.int32)
     known = demand.turn_round(queries, ids, np.take_along_axis(scores, ids, axis=1), len(docs))
-    audience = corpus.Audience(demand=known, transformed=queries, queries=16, prior=1.0, sweeps=3)
+    audience = corpus.Audience(demand=known, transformed=queries, queries=most, prior=1.0, sweeps=3)
     plain = corpus.encode_corpus(index, docs)
     chosen = corpus.encode_corpus(index, docs, np.tile(plain.lists, 2), audience=audience)
     assert chosen.copies == 2

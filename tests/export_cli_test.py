@@ -70,7 +70,6 @@ def folder(tmp_path_factory):
         'index.codewords': 16,
         'initialize.opq_iterations': 2,
         'routing.rounds': 1,
-        'routing.steps': 4,
         'codes.queries': 4,
         'candidates': 'top20:4+ib',
         'tower.name': 'linear',

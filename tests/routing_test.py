@@ -23,7 +23,7 @@ def world():
 def learn(world, **changes):
     docs, known, _, _ = world
     centroids = initialize.coarse(docs, lists=L, iterations=10)
-    settings = {'rounds': 3, 'steps': 60, 'nprobe': P, 'copies': 1, 'seed': 0} | changes
+    settings = {'rounds': 3, 'passes': 12.0, 'nprobe': P, 'copies': 1, 'seed': 0} | changes
     return centroids, *routing.learn(centroids, docs, known, **settings)
 
 
@@ -66,7 +66,7 @@ def test_second_lists_are_others_and_find_what_the_first_miss(world):
 def test_the_scale_of_the_embeddings_does_not_matter(world):
     docs, known = world[:2]
     start = initialize.coarse(docs, lists=L, iterations=10)
-    settings = {'rounds': 2, 'steps': 30, 'nprobe': P, 'copies': 1, 'seed': 0}
+    settings = {'rounds': 2, 'passes': 6.0, 'nprobe': P, 'copies': 1, 'seed': 0}
     once = routing.learn(start, docs, known, **settings)
     scaled = demand.turn_round(4 * known.queries, known.topk_ids, 16 * known.topk_scores, len(docs))
     again = routing.learn(4 * start, 4 * docs, scaled, **settings)

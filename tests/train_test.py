@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     'data.batch_size': 16, 'index.lists': 16, 'index.codebooks': 4, 'index.codewords': 16,
     'initialize.opq_iterations': 3, 'initialize.coarse_iterations': 3, 'initialize.pq_iterations': 2,
-    'routing.rounds': 1, 'routing.steps': 4, 'codes.queries': 8, 'codes.sweeps': 1,
+    'routing.rounds': 1, 'codes.queries': 8, 'codes.sweeps': 1,
     'candidates': 'top50:4+ib', 'train.steps': 20, 'train.log_every': 5,
     'train.checkpoint_every': 10, 'eval.nprobe': 4,
 }  # fmt: skip
