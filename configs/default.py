@@ -87,6 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.steps = config_dict.placeholder(int)  # instead of passes; 0: the start alone
     config.train.log_every = 50
     config.train.checkpoint_every = 500  # also evaluates on the dev queries
+    config.train.profile = config_dict.placeholder(int)  # trace ten steps from this one on to WORKDIR/profile
 
     config.eval = ml_collections.ConfigDict()
     config.eval.nprobe = 10  # P of the dev metric

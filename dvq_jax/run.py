@@ -49,6 +49,7 @@ _RANGES = {
     'train.passes': (0, _INFINITY),
     'train.log_every': (1, _INFINITY),
     'train.checkpoint_every': (1, _INFINITY),
+    'train.profile': (1, _INFINITY),
     'eval.nprobe': (1, _INFINITY),
 }
 _CHOICES = {

@@ -30,6 +30,7 @@ _MAY_DIFFER = (
     'data.threads',
     'resume_from',
     'train.passes',
+    'train.profile',
     'train.steps',
     'train.log_every',
     'train.checkpoint_every',

@@ -21,6 +21,8 @@ from dvq_jax.run import Run, open_run, tower_args
 from dvq_jax.start import Start, starting_point
 from dvq_jax.train_step import TrainState, index_params, make_train_step
 
+_TRACED = 10  # steps in a profile
+
 
 def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
     index = jax.tree.map(np.asarray, index_params(state.params))
@@ -89,6 +91,28 @@ class _Log:
 
     def done(self) -> None:
         self._progress.done()
+
+
+class _Trace:
+    """A profile of some steps, where the config asks for one; TensorBoard and Perfetto show it."""
+
+    def __init__(self, run: Run):
+        self._first, self._folder = run.config.train.profile, str(run.workdir / 'profile')
+        self._on = False
+
+    def before(self, step: int) -> None:
+        if self._first is None:
+            return
+        if step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+        elif step == self._first + _TRACED:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -162,7 +186,9 @@ def _loop(
     step = first
     if not start.resumed:
         save(first)
+    trace = _Trace(run)
     for step in range(first + 1, run.steps + 1):
+        trace.before(step)
         fetch = time.perf_counter()
         host = next(batches)
         waited = time.perf_counter() - fetch
@@ -173,6 +199,7 @@ def _loop(
         if preempted(step):
             save(step, measure=False)  # there is no time for a pass over the corpus
             break
+    trace.stop()
     log.done()
     if writer:
         writer.close()

@@ -232,6 +232,11 @@ def test_training_improves_the_index(small_config, tmp_path):
     assert json.loads((tmp_path / 'done.json').read_text())['step'] == 200
 
 
+def test_a_profile_of_ten_steps_is_left_behind(small_config, tmp_path):
+    run(small_config, tmp_path, train__profile=5)
+    assert [path.name for path in (tmp_path / 'profile').rglob('*.xplane.pb')]
+
+
 def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
     run(small_config, tmp_path, train__steps=50, train__checkpoint_every=10, eval__metric='RR@10')
     done = json.loads((tmp_path / 'done.json').read_text())
