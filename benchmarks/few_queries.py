@@ -21,8 +21,8 @@ from tables import markdown
 
 from configs import default, distill_vq
 from dvq_jax import cli, data, evaluate, files, towers, train
-from dvq_jax.corpus import encode_corpus
 from dvq_jax.dataset import open_dataset
+from dvq_jax.encode import encode_corpus
 from dvq_jax.errors import InputError
 from dvq_jax.prepare import prepare
 

@@ -8,7 +8,7 @@ import baselines
 import faiss
 import numpy as np
 
-from dvq_jax import corpus, teacher
+from dvq_jax import encode, teacher
 
 
 def _in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
@@ -44,7 +44,7 @@ def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) ->
 
 
 def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> dict[str, Any]:
-    """`corpus.encode_corpus` against `add` of the same faiss index, lists assigned by both.
+    """`encode.encode_corpus` against `add` of the same faiss index, lists assigned by both.
 
     Args:
       docs: [N, D] float32.
@@ -57,7 +57,7 @@ def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> d
     """
     whole = baselines.train_ivfpq(docs, lists=lists, codebooks=codebooks, codewords=256)
     params, theirs = baselines.convert(whole)
-    ours = corpus.encode_corpus(params, docs, quiet=True)
+    ours = encode.encode_corpus(params, docs, quiet=True)
     index = faiss.downcast_index(whole.index)
     by_distance = faiss.IndexFlatL2(docs.shape[1])  # as the index was filled; it is searched by inner product
     by_distance.add(params.centroids)
@@ -67,6 +67,6 @@ def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> d
         index.reset()
         index.add(docs)
 
-    result = _in_turn(lambda: corpus.encode_corpus(params, docs, quiet=True), add, repeats)
+    result = _in_turn(lambda: encode.encode_corpus(params, docs, quiet=True), add, repeats)
     same = float(np.mean(ours.codes == theirs.codes))
     return {'documents': len(docs), 'lists': lists, 'codebooks': codebooks, 'same': same, **result}

@@ -4,6 +4,7 @@ A run's folder holds
 
     W/checkpoints/STEP/{params,opt_state,about}   written by Orbax, complete or absent
     W/lists.npy                                   [N] int32, the frozen lists, written once
+    W/encodings/STEP/                             the corpus as that checkpoint encodes it, see `encode.Store`
 
 Arrays are saved in natural shapes and restored as numpy, so that a checkpoint from 8 devices restores on 1.
 What evaluation and export need, `params` and `about`, is read without the optimizer's state or a config file.
@@ -36,6 +37,7 @@ class Trained:
     """What a checkpoint says about an index: all that evaluation and export need.
 
     Attributes:
+      workdir: the run's folder.
       step: of the checkpoint.
       params: the index, numpy arrays.
       tower: the query tower.
@@ -46,6 +48,7 @@ class Trained:
       metrics: the dev metrics at that step; empty where it was saved because of a preemption.
     """
 
+    workdir: pathlib.Path
     step: int
     params: IndexParams
     tower: Tower
@@ -252,6 +255,7 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
     if 'codes' not in notes['config']:
         raise InputError(f'{workdir}: was trained by an earlier version of dvq_jax; train again.')
     return Trained(
+        workdir=workdir,
         step=number,
         params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),
         tower=Tower(notes['tower'], notes['tower_args'], params.get('tower') or {}),

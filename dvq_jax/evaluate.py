@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from dvq_jax import checkpoint, metrics, search, towers
-from dvq_jax.corpus import Audience, encode_corpus
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, read_demand
+from dvq_jax.encode import Audience, encode_corpus, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
@@ -212,6 +212,8 @@ def audience_of(demand: Demand | None, tower: towers.Tower, settings: Mapping[st
 def encode_trained(trained: checkpoint.Trained, dataset: Dataset) -> Encoding:
     """Encodes the corpus as the checkpoint's run does: the same lists, codes chosen for the same queries.
 
+    The run keeps the encodings of its checkpoints; what is there already is not made again.
+
     Args:
       trained: from `open_trained`.
       dataset: its dataset.
@@ -222,7 +224,8 @@ def encode_trained(trained: checkpoint.Trained, dataset: Dataset) -> Encoding:
     settings = trained.config['codes']
     demand = read_demand(dataset.train, len(dataset.corpus)) if settings['queries'] else None
     audience = audience_of(demand, trained.tower, settings)
-    return encode_corpus(trained.params, dataset.corpus, trained.lists, audience=audience)
+    store = store_of(trained.workdir, trained.step)
+    return encode_corpus(trained.params, dataset.corpus, trained.lists, audience=audience, store=store)
 
 
 def dense_metrics(queries: Queries) -> dict[str, float]:

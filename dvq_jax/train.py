@@ -14,7 +14,7 @@ import numpy as np
 
 from dvq_jax import checkpoint, evaluate, files, metrics, preemption, towers
 from dvq_jax.batches import training_batches
-from dvq_jax.corpus import encode_corpus
+from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_args
@@ -30,7 +30,8 @@ def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[
     tower_params = jax.tree.map(np.asarray, state.params['tower'])
     tower = towers.Tower(config['tower']['name'], tower_args(config), tower_params)
     audience = evaluate.audience_of(run.demand, tower, config['codes'])
-    encoding = encode_corpus(index, run.dataset.corpus, lists, audience=audience, quiet=True)
+    store = store_of(run.workdir, int(state.step)) if jax.process_index() == 0 else None
+    encoding = encode_corpus(index, run.dataset.corpus, lists, audience=audience, store=store, quiet=True)
     transformed = towers.apply(tower, run.queries.embeddings)
     nprobe = run.config.eval.nprobe
     results = evaluate.evaluate_index(index, encoding, run.queries, transformed=transformed, nprobe=[nprobe])
@@ -181,6 +182,8 @@ def _loop(
             writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
         about = {**start.about, 'iterator': batches.get_state(), 'history': history}
         checkpoints.save(state, about=about, metrics=dev)
+        if jax.process_index() == 0:
+            prune_stores(run.workdir, checkpoint.available_steps(run.workdir))
         log.restart(step)
 
     step = first

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from dvq_jax import evaluate
-from dvq_jax.corpus import encode_corpus
 from dvq_jax.dataset import open_dataset
+from dvq_jax.encode import encode_corpus
 from dvq_jax.errors import InputError
 from dvq_jax.initialize import initialize
 

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from dvq_jax import checkpoint, evaluate
+from dvq_jax import checkpoint, encode, evaluate
 from dvq_jax.errors import InputError
 from dvq_jax.train import train
 
@@ -237,6 +237,15 @@ def test_a_profile_of_ten_steps_is_left_behind(small_config, tmp_path):
     assert [path.name for path in (tmp_path / 'profile').rglob('*.xplane.pb')]
 
 
+def test_the_encodings_of_checkpoints_are_kept_with_them(small_config, tmp_path, monkeypatch):
+    run(small_config, tmp_path, train__steps=30)
+    kept = checkpoint.available_steps(tmp_path)
+    assert {int(path.name) for path in (tmp_path / 'encodings').iterdir()} == set(kept) < {0, 10, 20, 30}
+    monkeypatch.setattr(encode, '_Encoder', None)  # nothing is encoded again
+    codes = [evaluate.encode_trained(*evaluate.open_trained(str(tmp_path), step)).codes for step in kept]
+    assert (codes[0] != codes[-1]).any()
+
+
 def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
     run(small_config, tmp_path, train__steps=50, train__checkpoint_every=10, eval__metric='RR@10')
     done = json.loads((tmp_path / 'done.json').read_text())
@@ -248,6 +257,7 @@ def test_best_and_latest_and_first_are_kept(small_config, tmp_path):
 def test_resumed_runs_remember_their_best(small_config, tmp_path):
     """Kept after three sessions is what one session keeps."""
     constant = {f'optimizer__schedules__{name}': 'constant' for name in ('centroids', 'codebooks', 'tower')}
+    constant['optimizer__warmup'] = 0.0  # else a share of each session's steps
     for steps in (20, 40, 60):
         result = run(
             small_config, tmp_path / 'three', train__steps=steps, train__checkpoint_every=10, **constant
