@@ -6,17 +6,18 @@ their nearest codewords and cost next to nothing. A device takes 8192 documents 
 ones, so that there are two compiled shapes for each of a few widths.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dvq_jax import codes, files
 from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, spread
@@ -62,57 +63,68 @@ class Audience:
 
 
 class Store:
-    """An encoding on disk, memory-mapped and written as it is made.
+    """An encoding on disk: `codes.npy`, and `lists.npy` where lists were not decided before.
 
-    A folder of `lists.npy`, `codes.npy` and `state.json`, which says what they are an encoding of and which
-    regions are finished.
+    Each region is a file under `parts/` first, so that several processes, on a folder that all of them see,
+    can write at once, and an interrupted pass goes on; process 0 then joins them. `of` says what is encoded.
 
     Args:
       folder: created where it is missing.
+
+    Raises:
+      InputError: it cannot be created or written to.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = files.make_folder(folder)
-        self._state = {'of': '', 'done': []}
+        self._parts = folder / 'parts'
 
-    def open(self, identity: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """The arrays, as an earlier call left them if it was for the same identity; `done` says how far.
+    def begin(self, identity: str) -> None:
+        """Removes what is an encoding of something else, or by other settings."""
+        mark = self._folder / 'of'
+        if jax.process_index() == 0 and (not mark.exists() or mark.read_text(encoding='utf-8') != identity):
+            shutil.rmtree(self._folder)
+            files.make_folder(self._parts)
+            with files.atomic_file(mark) as aside:
+                aside.write_text(identity, encoding='utf-8')
+        multihost_utils.sync_global_devices('a store begins')
 
-        Args:
-          identity: of all that the encoding depends on.
-          shapes: of 'lists', int32, and 'codes', uint8.
+    def read(self, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+        """The joined arrays by name, memory-mapped; None where not all are there yet."""
+        paths = {name: self._folder / f'{name}.npy' for name in names}
+        if not all(path.exists() for path in paths.values()):
+            return None
+        return {name: np.load(path, mmap_mode='r', allow_pickle=False) for name, path in paths.items()}
 
-        Returns:
-          The arrays by name.
-        """
-        try:
-            self._state = json.loads(self._path('state.json').read_text(encoding='utf-8'))
-            if self._state['of'] == identity:
-                return {name: np.load(self._path(f'{name}.npy'), mmap_mode='r+') for name in shapes}
-        except (OSError, ValueError, KeyError):
-            pass  # there is none, or it was cut short: it is made anew
-        self._state = {'of': identity, 'done': []}
-        self._path('state.json').unlink(missing_ok=True)
-        return {
-            name: np.lib.format.open_memmap(self._path(f'{name}.npy'), 'w+', _KINDS[name], shape)
-            for name, shape in shapes.items()
-        }
+    def has(self, region: int) -> bool:
+        """Whether a region is finished."""
+        return self._part(region).exists()
 
-    @property
-    def done(self) -> frozenset[int]:
-        """The regions that are finished."""
-        return frozenset(self._state['done'])
+    def write(self, region: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps a region, name -> [copies, n, ...]."""
+        with files.atomic_file(self._part(region)) as aside, open(aside, 'wb') as file:
+            np.savez(file, **arrays)
 
-    def finish(self, region: int, arrays: dict[str, np.ndarray]) -> None:
-        """Writes a region for good."""
-        for array in arrays.values():
-            array.flush()
-        self._state['done'].append(region)
-        with files.atomic_file(self._path('state.json')) as aside:
-            aside.write_text(json.dumps(self._state), encoding='utf-8')
+    def join(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Makes one array of all regions for each name, [copies, N, ...], and removes the parts."""
+        multihost_utils.sync_global_devices('all regions are written')
+        if jax.process_index() == 0:
+            with contextlib.ExitStack() as stack:
+                arrays = {}
+                for name, shape in shapes.items():
+                    aside = stack.enter_context(files.atomic_file(self._folder / f'{name}.npy'))
+                    arrays[name] = np.lib.format.open_memmap(aside, 'w+', _KINDS[name], shape)
+                for number, region in enumerate(regions):
+                    with np.load(self._part(number)) as part:
+                        for name, array in arrays.items():
+                            array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
+                for array in arrays.values():
+                    array.flush()
+            shutil.rmtree(self._parts)
+        multihost_utils.sync_global_devices('a store is joined')
 
-    def _path(self, name: str) -> pathlib.Path:
-        return self._folder / name
+    def _part(self, region: int) -> pathlib.Path:
+        return self._parts / f'{region}.npz'
 
 
 def store_of(workdir: pathlib.Path, step: int) -> Store | None:
@@ -188,10 +200,13 @@ def _on_every_device(array: np.ndarray) -> Array:
 
 
 class _Encoder:
-    """Encodes blocks of documents; what all of them need is put on the devices once."""
+    """Encodes regions of the corpus; what all of them need is put on the devices once."""
 
-    def __init__(self, params: IndexParams, audience: Audience | None):
-        self._params, self._audience = params, audience
+    def __init__(
+        self, params: IndexParams, corpus: np.ndarray, lists: np.ndarray | None, audience: Audience | None
+    ):
+        self._params, self._corpus, self._audience = params, corpus, audience
+        self._lists = None if lists is None else lists.reshape(-1, len(corpus))
         if audience is not None:
             rotated = np.asarray(rotate(params, jnp.asarray(audience.transformed)))
             padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
@@ -199,20 +214,33 @@ class _Encoder:
             products = np.asarray(codes.codeword_products(jnp.asarray(params.codebooks)))
             self._shared = (_on_every_device(products), _on_every_device(table))
 
-    def __call__(
-        self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
-    ) -> Encoding:
-        """The encoding of n documents, rows [n] of the corpus, with at most `width` queries each."""
+    def __call__(self, region: slice, progress: Progress) -> dict[str, np.ndarray]:
+        """'codes' [copies, n, M] uint8 of a region and, where lists are not decided, 'lists' [1, n] int32."""
+        size, books = region.stop - region.start, len(self._params.codebooks)
+        copies = [None] if self._lists is None else self._lists
+        made = {'codes': np.empty((len(copies), size, books), np.uint8)}
+        if self._lists is None:
+            made['lists'] = np.empty((1, size), np.int32)
+        for width, rows in _groups(region, self._audience):
+            for some in _pieces(rows):
+                docs = gather(self._corpus, some)
+                for copy, lists in enumerate(copies):
+                    part = self._block(some, docs, None if lists is None else lists[some], width=width)
+                    for name, array in made.items():
+                        array[copy, some - region.start] = gathered(getattr(part, name), len(some))
+                    progress.add(len(some))
+        return made
+
+    def _block(self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int) -> Encoding:
+        """The encoding, on the devices, of documents that at most `width` queries want."""
         size = BLOCK if len(rows) > jax.local_device_count() * ROWS else ROWS
         docs, lists = spread((docs, lists), size)
-        if width:
-            audience = self._audience
-            wanted = spread(audience.demand.of(rows, width), size)
-            weights = (audience.ridge, audience.sweeps)
-            part = _on_devices('choose')(self._params, *self._shared, *weights, docs, lists, wanted)
-        else:
-            part = _on_devices('encode')(self._params, docs, lists)
-        return Encoding(lists=gathered(part.lists, len(rows)), codes=gathered(part.codes, len(rows)))
+        if not width:
+            return _on_devices('encode')(self._params, docs, lists)
+        audience = self._audience
+        wanted = spread(audience.demand.of(rows, width), size)
+        settings = (audience.ridge, audience.sweeps)
+        return _on_devices('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
 
 
 def _groups(region: slice, audience: Audience | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -274,7 +302,8 @@ def encode_corpus(
         assigns the nearest.
       audience: the queries to choose codes for; None takes the nearest codewords.
       store: where to keep the encoding: what an interrupted or earlier call for the same arguments has
-        finished is not done again, and the arrays are memory-mapped. None holds them in memory.
+        finished is not done again, several processes share the work, and the arrays are memory-mapped. None
+        holds them in memory.
       quiet: print no progress.
 
     Returns:
@@ -283,38 +312,36 @@ def encode_corpus(
     Example:
       encoding = encode_corpus(params, np.load('docs.npy', mmap_mode='r'))
     """
-    count, entries = len(corpus), len(corpus) if lists is None else len(lists)
-    shapes = {'codes': (entries, len(params.codebooks))}
+    count, copies = len(corpus), 1 if lists is None else len(lists) // len(corpus)
+    shapes = {'codes': (copies * count, len(params.codebooks))}
     if lists is None:
-        shapes['lists'] = (entries,)
-    if store is None:
-        arrays, done = {name: np.empty(shape, _KINDS[name]) for name, shape in shapes.items()}, frozenset()
-    else:
-        arrays = store.open(_identity(params, corpus, lists, audience), shapes)
-        done = store.done
+        shapes['lists'] = (count,)
     regions = [slice(start, min(start + _REGION, count)) for start in range(0, count, _REGION)]
-    finished = sum(regions[number].stop - regions[number].start for number in done)
-    every = float('inf') if quiet else 5.0
-    start = finished * (entries // count)
-    progress = Progress('encode', total=entries, unit='documents', start=start, every=every)
-    encoder = None if len(done) == len(regions) else _Encoder(params, audience)
-    for number, region in enumerate(regions):
-        if number in done:
-            continue
-        for width, rows in _groups(region, audience):
-            for some in _pieces(rows):
-                docs = gather(corpus, some)
-                for first in range(0, entries, count):
-                    own = None if lists is None else lists[first + some]
-                    part = encoder(some, docs, own, width=width)
-                    arrays['codes'][first + some] = part.codes
-                    if lists is None:
-                        arrays['lists'][some] = part.lists
-                    progress.add(len(some))
-        if store is not None:
-            store.finish(number, arrays)
-    if not quiet:
-        progress.done()
-    return Encoding(
-        lists=arrays['lists'] if lists is None else lists, codes=arrays['codes'], copies=entries // count
-    )
+    todo = range(len(regions))
+    if store is not None:
+        store.begin(_identity(params, corpus, lists, audience))
+        arrays = store.read(shapes)
+        mine = range(jax.process_index(), len(regions), jax.process_count())
+        todo = [number for number in mine if not store.has(number)] if arrays is None else []
+    if todo:
+        encoder = _Encoder(params, corpus, lists, audience)
+        total = copies * sum(regions[number].stop - regions[number].start for number in todo)
+        progress = Progress('encode', total=total, unit='documents', every=float('inf') if quiet else 5.0)
+        parts = []
+        for number in todo:
+            part = encoder(regions[number], progress)
+            if store is None:
+                parts.append(part)
+            else:
+                store.write(number, part)
+        if not quiet:
+            progress.done()
+    if store is None:
+        arrays = {
+            name: np.concatenate([part[name] for part in parts], axis=1).reshape(shape)
+            for name, shape in shapes.items()
+        }
+    elif arrays is None:
+        store.join(regions, shapes)
+        arrays = store.read(shapes)
+    return Encoding(lists=arrays['lists'] if lists is None else lists, codes=arrays['codes'], copies=copies)

@@ -30,7 +30,7 @@ def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[
     tower_params = jax.tree.map(np.asarray, state.params['tower'])
     tower = towers.Tower(config['tower']['name'], tower_args(config), tower_params)
     audience = evaluate.audience_of(run.demand, tower, config['codes'])
-    store = store_of(run.workdir, int(state.step)) if jax.process_index() == 0 else None
+    store = store_of(run.workdir, int(state.step))
     encoding = encode_corpus(index, run.dataset.corpus, lists, audience=audience, store=store, quiet=True)
     transformed = towers.apply(tower, run.queries.embeddings)
     nprobe = run.config.eval.nprobe
