@@ -126,7 +126,7 @@ class Job:
       size: bytes of a document's codes, of one copy.
       codewords: K; 0 for dense vectors.
       seed: of everything drawn.
-      chosen: the settings that an earlier seed was tuned to; None tunes.
+      chosen: the settings that an earlier row was tuned to; None tunes.
     """
 
     method: str
