@@ -65,7 +65,7 @@ def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[]
         estimator=estimator,
         estimator_temperature=1.0,
     )
-    transformation = optimizer.build(_RATES, schedules=_GROUPS, decay=None)
+    transformation = optimizer.build(_RATES, steps=1, schedules=_GROUPS)
     step_fn = make_train_step(tower=towers.build('identity'), optimizer=transformation, objective=objective)
     state = init_state(index, {}, transformation)
 

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from dvq_jax.candidates import Mixture, draw
+from dvq_jax.candidates import Draw, Mixture, bring, draw
 from dvq_jax.data import gather
 from dvq_jax.dataset import Dataset
 from dvq_jax.types import Batch
@@ -34,22 +34,13 @@ class HostBatch:
 
 
 class _Draw(grain.transforms.RandomMap):
-    """Adds the documents that an example brings, by a generator of its own."""
+    """Draws for the example of that number, which is read later, with the others of its batch."""
 
     def __init__(self, mixture: Mixture):
         self._mixture = mixture
 
-    def random_map(self, element: dict, rng: np.random.Generator) -> dict:
-        doc_ids = draw(self._mixture, rng, element['positives'], element['topk_ids'])
-        positives = np.full(_MAX_POSITIVES, -1, np.int32)
-        kept = element['positives'][:_MAX_POSITIVES]
-        positives[: len(kept)] = kept
-        return {
-            'query_id': element['query_id'],
-            'embedding': element['embedding'],
-            'doc_ids': doc_ids,
-            'positives': positives,
-        }
+    def random_map(self, element: int, rng: np.random.Generator) -> tuple[int, Draw]:
+        return element, draw(self._mixture, rng)
 
 
 def training_batches(
@@ -77,25 +68,31 @@ def training_batches(
       An iterator of `HostBatch`, with `get_state()` and `set_state()`.
     """
 
-    def collate(examples: list[dict]) -> HostBatch:
-        stacked = {
-            name: np.stack([example[name] for example in examples])
-            for name in ('embedding', 'doc_ids', 'positives')
-        }
-        doc_ids = stacked['doc_ids']
+    def collate(drawn: list[tuple[int, Draw]]) -> HostBatch:
+        examples = dataset.train.__getitems__([number for number, _ in drawn])
+        doc_ids = np.stack(
+            [
+                bring(mixture, chances, example['positives'], example['topk_ids'])
+                for example, (_, chances) in zip(examples, drawn, strict=True)
+            ]
+        )
+        positives = np.full((len(examples), _MAX_POSITIVES), -1, np.int32)
+        for row, example in zip(positives, examples, strict=True):
+            kept = example['positives'][:_MAX_POSITIVES]
+            row[: len(kept)] = kept
         batch = Batch(
-            queries=stacked['embedding'],
+            queries=np.stack([example['embedding'] for example in examples]),
             doc_ids=doc_ids,
             docs=gather(dataset.corpus, doc_ids),
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
-            positives=stacked['positives'],
+            positives=positives,
         )
         local = jax.local_device_count()
         spread = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
         return HostBatch(batch=spread, query_ids=tuple(example['query_id'] for example in examples))
 
-    examples = grain.MapDataset.source(dataset.train).seed(seed).shuffle().repeat()
-    drawn = examples.random_map(_Draw(mixture))
+    numbers = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle().repeat()
+    drawn = numbers.random_map(_Draw(mixture))
     mine = drawn[jax.process_index() :: jax.process_count()]
     batches = mine.batch(batch_size // jax.process_count(), batch_fn=collate)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

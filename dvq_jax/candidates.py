@@ -10,12 +10,14 @@ A mixture is written as its sources joined by '+', which covers every row of the
 | 'gt+ib' | one of its relevant documents | what all queries of the global batch brought |
 | 'gt+top200:10+ib' | a relevant document and 10 drawn | what all queries of the global batch brought |
 
-Documents are drawn on the host, example by example, so that a draw depends on the seed and the example alone
-and not on the number of devices. Duplicates are found on the device, after in-batch documents are pooled.
+Documents are drawn on the host, each example by a generator of its own, so that a draw depends on the seed
+and the example alone and not on the number of devices. Duplicates are found on the device, after in-batch
+documents are pooled.
 """
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +90,40 @@ def parse_mixture(text: str) -> Mixture:
     return Mixture(ground_truth=ground_truth, top_k=top_k, draw=draw, in_batch=in_batch)
 
 
-def draw(
-    mixture: Mixture, rng: np.random.Generator, positives: np.ndarray, topk_ids: np.ndarray
-) -> np.ndarray:
-    """Draws the documents that one query brings.
+class Draw(NamedTuple):
+    """What chance decides for one query, before its example is read.
+
+    Attributes:
+      positive: in [0, 1), which of its relevant documents.
+      ranks: [draw] int64, ascending, which of the teacher's documents.
+    """
+
+    positive: float
+    ranks: np.ndarray
+
+
+def draw(mixture: Mixture, rng: np.random.Generator) -> Draw:
+    """Draws for one query.
 
     Args:
       mixture: the sources.
       rng: the example's own generator.
+
+    Returns:
+      The draw.
+    """
+    positive = rng.random() if mixture.ground_truth else 0.0
+    if mixture.draw == mixture.top_k:
+        return Draw(positive, np.arange(mixture.top_k))
+    return Draw(positive, np.sort(rng.choice(mixture.top_k, mixture.draw, replace=False)))
+
+
+def bring(mixture: Mixture, drawn: Draw, positives: np.ndarray, topk_ids: np.ndarray) -> np.ndarray:
+    """The documents that one query brings.
+
+    Args:
+      mixture: the sources.
+      drawn: from `draw`, for the same mixture.
       positives: [g] int, rows of the query's relevant documents; may be empty.
       topk_ids: [K'] int, rows of the teacher's Top-K, best first, K' ≥ mixture.top_k.
 
@@ -104,12 +132,8 @@ def draw(
     """
     rows = np.full(mixture.size, -1, np.int32)
     if mixture.ground_truth and len(positives):
-        rows[0] = rng.choice(positives)
-    if mixture.draw:
-        picks = slice(mixture.top_k)
-        if mixture.draw < mixture.top_k:
-            picks = np.sort(rng.choice(mixture.top_k, mixture.draw, replace=False))
-        rows[int(mixture.ground_truth) :] = topk_ids[picks]
+        rows[0] = positives[int(drawn.positive * len(positives))]
+    rows[int(mixture.ground_truth) :] = topk_ids[drawn.ranks]
     return rows
 
 

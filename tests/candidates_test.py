@@ -38,7 +38,8 @@ def test_draws_a_positive_and_distinct_documents_of_the_first_k():
     mixture, topk = parse_mixture('gt+top20:5'), np.arange(100, 150)
     drawn = set()
     for seed in range(200):
-        rows = candidates.draw(mixture, np.random.default_rng(seed), np.array([7, 9]), topk)
+        chances = candidates.draw(mixture, np.random.default_rng(seed))
+        rows = candidates.bring(mixture, chances, np.array([7, 9]), topk)
         assert rows.dtype == np.int32 and len(rows) == 6
         assert rows[0] in (7, 9) and len(set(rows[1:])) == 5
         assert rows[1:].min() >= 100 and rows[1:].max() < 120
@@ -47,9 +48,9 @@ def test_draws_a_positive_and_distinct_documents_of_the_first_k():
 
 
 def test_takes_all_of_the_top_k_in_order_and_pads_a_query_without_labels():
-    rows = candidates.draw(
-        parse_mixture('gt+top3'), np.random.default_rng(0), np.empty(0, np.int32), np.array([5, 4, 3, 2])
-    )
+    mixture = parse_mixture('gt+top3')
+    chances = candidates.draw(mixture, np.random.default_rng(0))
+    rows = candidates.bring(mixture, chances, np.empty(0, np.int32), np.array([5, 4, 3, 2]))
     assert rows.tolist() == [-1, 5, 4, 3]
 
 
