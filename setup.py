@@ -54,6 +54,7 @@ setuptools.setup(
         'scann>=1.4.2',
         'tensorboardX>=2.6',  # TensorBoard event files without TensorFlow
         'tensorflow-datasets>=4.9.10',
+        'threadpoolctl>=3.5',  # mining on a host: a BLAS thread for each of ours
     ],
     extras_require=EXTRAS,
 )

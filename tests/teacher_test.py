@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,44 +24,61 @@ def whole_numbers(seed, rows, dim, largest=2):
     return np.random.default_rng(seed).integers(-largest, largest + 1, size=(rows, dim)).astype(np.float32)
 
 
+@pytest.fixture(params=['BLAS', 'XLA'])
+def devices(request):
+    """What a host without accelerators computes on by itself, and what accelerators do."""
+    return None if request.param == 'BLAS' else jax.local_devices()
+
+
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
 @pytest.mark.parametrize('k', [1, 7, 50, 997])
 @pytest.mark.parametrize('corpus_block', [100, 10_000])
-def test_mine_is_brute_force_with_ties_by_lowest_row(dtype, k, corpus_block):
+def test_mine_is_brute_force_with_ties_by_lowest_row(dtype, k, corpus_block, devices):
     corpus, queries = whole_numbers(0, 997, 4).astype(dtype), whole_numbers(1, 33, 4).astype(dtype)
-    ids, scores = teacher.mine(corpus, queries, k, query_block=20, corpus_block=corpus_block)
+    blocks = {'query_block': 20, 'corpus_block': corpus_block}
+    ids, scores = teacher.mine(corpus, queries, k, devices=devices, **blocks)
     expected_ids, expected_scores = brute_force(corpus, queries, k)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected_scores)
     assert (ids.dtype, scores.dtype) == (np.int32, np.float32)
 
 
-def test_mine_when_all_documents_tie_and_none_scores_above_zero():
+def test_mine_when_all_documents_tie_and_none_scores_above_zero(devices):
     corpus, queries = np.full((500, 3), -1, np.float32), np.ones((2, 3), np.float32)
-    ids, scores = teacher.mine(corpus, queries, 20, corpus_block=130)
+    ids, scores = teacher.mine(corpus, queries, 20, corpus_block=130, devices=devices)
     np.testing.assert_array_equal(ids, [range(20)] * 2)
     np.testing.assert_array_equal(scores, np.full((2, 20), -3))
 
 
+def test_mine_when_every_document_beats_all_before_it(devices):
+    corpus, queries = np.arange(700, dtype=np.float32)[:, None], np.array([[1], [-1]], np.float32)
+    ids, scores = teacher.mine(corpus, queries, 5, corpus_block=90, devices=devices)
+    np.testing.assert_array_equal(ids, [[699, 698, 697, 696, 695], [0, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(scores, [[699, 698, 697, 696, 695], [0, -1, -2, -3, -4]])
+
+
+@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 300), count=st.integers(1, 20), share=st.floats(0, 1), seed=st.integers(0, 99),
     corpus_block=st.sampled_from([1, 16, 64, 1000]), query_block=st.sampled_from([1, 7, 1000]),
 )  # fmt: skip
-def test_mine_is_brute_force_for_any_shape(rows, count, share, seed, corpus_block, query_block):
+def test_mine_is_brute_force_for_any_shape(by, rows, count, share, seed, corpus_block, query_block):
     corpus, queries = whole_numbers(seed, rows, 3, largest=1), whole_numbers(seed + 100, count, 3)
     k = 1 + int(share * (rows - 1))
     corpus_block = max(corpus_block, rows // 5)  # bounds the time, not the shapes
     query_block = max(query_block, count // 3)
-    ids, _ = teacher.mine(corpus, queries, k, corpus_block=corpus_block, query_block=query_block)
+    blocks = {'query_block': query_block, 'corpus_block': corpus_block}
+    devices = None if by == 'BLAS' else jax.local_devices()
+    ids, _ = teacher.mine(corpus, queries, k, devices=devices, **blocks)
     np.testing.assert_array_equal(ids, brute_force(corpus, queries, k)[0])
 
 
-def test_mine_real_valued_scores_are_close():
+def test_mine_real_valued_scores_are_close(devices):
     rng = np.random.default_rng(0)
     corpus = rng.normal(size=(4000, 64)).astype(np.float16)
     queries = rng.normal(size=(300, 64)).astype(np.float32)
-    ids, scores = teacher.mine(corpus, queries, 100, query_block=128, corpus_block=1500)
+    ids, scores = teacher.mine(corpus, queries, 100, query_block=128, corpus_block=1500, devices=devices)
     _, expected = brute_force(corpus, queries, 100)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
     exact = np.einsum('qd,qkd->qk', queries.astype(np.float64), corpus[ids].astype(np.float64))

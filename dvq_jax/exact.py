@@ -1,0 +1,230 @@
+"""The exact Top-K of a block of queries over the whole corpus, which streams by in blocks.
+
+Two ways to the same answer: on accelerators by XLA, and on a host by NumPy's BLAS, whose products are half as
+fast again as XLA's there. In both the K largest inner products are kept, larger first, ties by lowest row.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import threadpoolctl
+
+from dvq_jax.progress import Progress
+from dvq_jax.types import Array
+
+Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
+
+_TILE = 256  # queries that a device scores at once
+_HOST_TILE = 256  # that a core of a host does
+_HOST_DOCS = 2048  # documents that it scores at once: scores of a tile stay in its cache
+_RESERVE = 3  # candidates that a query collects before they are cut to K, in K
+_NOTHING = np.iinfo(np.int64).min
+
+
+def even(total: int, largest: int) -> int:
+    """The size of equal blocks, as few as possible and none above `largest`, that hold `total`."""
+    return -(-total // -(-total // largest))
+
+
+def on_devices(
+    corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
+) -> Search:
+    """Search by XLA: tiles of queries keep a running Top-K.
+
+    The shapes of the products do not depend on the number of devices, and so neither do the results.
+
+    Args:
+      corpus: [N, D] float16 or float32, usually memory-mapped.
+      k: how many documents a query gets, at most N.
+      devices: what to compute on; each takes a share of the queries.
+      query_block: the most queries that a search is given.
+      corpus_block: at most so many documents are scored at once.
+
+    Returns:
+      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
+      `progress` counts scores.
+    """
+    width = even(len(corpus), corpus_block)
+    # `group` documents share a maximum: Top-K over width/group maxima and over k·group members is least work
+    # where the two are equal.
+    group = 2 ** max(0, round(math.log2(width / k) / 2))
+    width = -(-width // group) * group
+    tile = min(_TILE, query_block)
+    tiles = -(-query_block // (tile * len(devices)))
+    merge = functools.partial(_merge_tiles, group=group, total=len(corpus))
+    merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
+    widen = jax.pmap(lambda _, docs: docs.astype(jnp.float32), in_axes=(0, None), devices=devices)
+
+    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(devices), tiles, tile)
+        padded = np.zeros((math.prod(shape), queries.shape[1]), np.float32)
+        padded[: len(queries)] = queries
+        padded = padded.reshape(*shape, -1)
+        best, ids = np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)
+        scored = 0
+        for start in range(0, len(corpus), width):
+            docs = corpus[start : start + width]
+            count = len(docs)
+            docs = widen(np.arange(len(devices)), np.pad(docs, ((0, width - count), (0, 0))))
+            jax.block_until_ready(best)  # only now: the read above overlapped the block before
+            progress.add(scored)
+            best, ids = merge(best, ids, padded, docs, start)
+            scored = len(queries) * count
+        ids, best = (np.asarray(x).reshape(-1, k)[: len(queries)] for x in (ids, best))
+        progress.add(scored)
+        return ids, best
+
+    return search
+
+
+def _merge_tiles(
+    best: Array, ids: Array, queries: Array, docs: Array, start: Array, *, group: int, total: int
+) -> tuple[Array, Array]:
+    """`_merge` for each of [tiles, q, ...], one after the other: a device holds the scores of one tile."""
+    merge = functools.partial(_merge, docs=docs, start=start, group=group, total=total)
+    return jax.lax.map(lambda tile: merge(*tile), (best, ids, queries))
+
+
+def _merge(
+    best: Array, ids: Array, queries: Array, docs: Array, start: Array, *, group: int, total: int
+) -> tuple[Array, Array]:
+    """Merges a block of documents into the running Top-K.
+
+    XLA's top_k is slow on long rows, so it runs twice on short ones: first over the maxima of groups of
+    consecutive documents, whose k best groups hold the block's Top-K, then over the members of those groups.
+    Ties stay canonical: top_k prefers earlier positions, groups are consecutive rows in ascending order, and
+    the running Top-K, whose rows are all lower, comes first.
+
+    Args:
+      best: [q, k] float32, the scores so far, descending.
+      ids: [q, k] int32, their rows.
+      queries: [q, D] float32.
+      docs: [n, D] float32, rows `start` to `start + n` of the corpus, n a multiple of `group`.
+      start: scalar int32.
+      group: documents in a group.
+      total: N; later rows are padding.
+
+    Returns:
+      best and ids, merged.
+    """
+    k, groups = best.shape[-1], docs.shape[0] // group
+    scores = jnp.matmul(queries, docs.T, precision=jax.lax.Precision.HIGHEST).reshape(-1, groups, group)
+    rows = start + jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
+    maxima = jnp.max(jnp.where(rows < total, scores, -jnp.inf), axis=-1)
+    _, chosen = jax.lax.top_k(maxima, min(k, groups))
+    chosen = jnp.sort(chosen, axis=-1)
+    candidates = jnp.take_along_axis(scores, chosen[:, :, None], axis=1).reshape(len(queries), -1)
+    rows = rows[chosen].reshape(len(queries), -1)
+    candidates = jnp.where(rows < total, candidates, -jnp.inf)
+    best, places = jax.lax.top_k(jnp.concatenate([best, candidates], axis=-1), k)
+    return best, jnp.take_along_axis(jnp.concatenate([ids, rows], axis=-1), places, axis=-1)
+
+
+def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
+    """Search by NumPy's BLAS: what does not beat a query's K-th best so far is dropped at once.
+
+    Args:
+      corpus: [N, D] float16 or float32, usually memory-mapped.
+      k: how many documents a query gets, at most N.
+      corpus_block: documents that are read at once.
+
+    Returns:
+      As `on_devices`.
+    """
+    width = min(corpus_block, _HOST_DOCS)
+
+    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        shares = [queries[start : start + _HOST_TILE] for start in range(0, len(queries), _HOST_TILE)]
+        kept = [_Reservoir(share, k, width) for share in shares]
+        # Each thread multiplies for itself: scores are looked through by the core in whose cache they are.
+        one_each = threadpoolctl.threadpool_limits(1, 'blas')
+        with one_each, futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            for start in range(0, len(corpus), corpus_block):
+                docs = np.asarray(corpus[start : start + corpus_block], np.float32)
+                for count in threads.map(functools.partial(_Reservoir.add, docs=docs, start=start), kept):
+                    progress.add(count)
+            best = list(threads.map(_Reservoir.best, kept))
+        ids, scores = (np.concatenate(parts) for parts in zip(*best, strict=True))
+        return ids, scores
+
+    return search
+
+
+class _Reservoir:
+    """The best K documents of each of some queries, among others that a block of `width` has added.
+
+    A candidate is one int64: its score in the upper half, in an order that integers share, and its row,
+    complemented, in the lower. So the best are the largest, ties go to the lowest row, and one array is
+    sorted.
+    """
+
+    def __init__(self, queries: np.ndarray, k: int, width: int):
+        self._queries, self._k, self._width = queries, k, width
+        self._keys = np.empty((len(queries), k + width), np.int64)
+        self._filled = np.zeros(len(queries), np.int64)
+        self._bar = np.full((len(queries), 1), -np.inf, np.float32)
+
+    def add(self, docs: np.ndarray, start: int) -> int:
+        """Takes in documents [n, D], rows `start` to `start + n`, later ones than before; counts scores."""
+        products = np.empty(len(self._queries) * self._width, np.float32)
+        for first in range(0, len(docs), self._width):
+            some = docs[first : first + self._width]
+            scores = products[: len(self._queries) * len(some)].reshape(len(self._queries), -1)
+            self._keep(np.matmul(self._queries, some.T, out=scores), start + first)
+        return len(self._queries) * len(docs)
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [q, K] int32 and scores [q, K] float32, best first."""
+        self._cut()
+        keys = np.sort(self._keys[:, : self._k], axis=1)[:, ::-1]
+        return _rows(keys), _scores(keys)
+
+    def _keep(self, scores: np.ndarray, start: int) -> None:
+        """Of [q, n], rows `start` to `start + n`, what is above the bar."""
+        if not self._filled.any() and scores.shape[1] > self._k:
+            kth = scores.shape[1] - self._k
+            self._bar = np.nextafter(np.partition(scores, kth, axis=1)[:, kth, None], np.float32(-np.inf))
+        queries, columns = np.divmod(np.flatnonzero(scores > self._bar), scores.shape[1])
+        counts = np.bincount(queries, minlength=len(scores))
+        if np.max(self._filled + counts) > self._keys.shape[1]:
+            self._cut()  # now K are held at most, and all of these fit
+            self._keep(scores, start)
+            return
+        places = np.arange(len(queries)) + np.repeat(self._filled - np.cumsum(counts) + counts, counts)
+        self._keys[queries, places] = _keys(scores[queries, columns], start + columns)
+        self._filled += counts
+        if np.max(self._filled) > _RESERVE * self._k:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Leaves the best K of each query, and raises the bar to the last of them."""
+        width = np.max(self._filled)
+        if width <= self._k:
+            return
+        held = self._keys[:, :width]
+        held[np.arange(width) >= self._filled[:, None]] = _NOTHING
+        held[:] = np.partition(held, width - self._k, axis=1)[:, ::-1]
+        self._filled = np.minimum(self._filled, self._k)
+        full = self._filled == self._k
+        self._bar[full] = _scores(held[full, self._k - 1, None])
+
+
+def _keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    bits = (scores + np.float32(0)).view(np.int32)  # no -0
+    ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
+    return (ordered << 32) | (0x7FFFFFFF - rows)
+
+
+def _rows(keys: np.ndarray) -> np.ndarray:
+    return (0x7FFFFFFF - (keys & 0x7FFFFFFF)).astype(np.int32)
+
+
+def _scores(keys: np.ndarray) -> np.ndarray:
+    ordered = (keys >> 32).astype(np.int32)
+    return np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(np.float32)
