@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvq_jax import host
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign
 from dvq_jax.types import Array, IndexParams
@@ -99,8 +100,11 @@ def assign_corpus(params: IndexParams, corpus: np.ndarray) -> np.ndarray:
     progress = Progress('assign', total=count, unit='documents')
     for start in range(0, count, fan * size):
         rows = slice(start, min(start + fan * size, count))
-        found = _assign_on_devices()(params, spread(corpus[rows], size))
-        lists[rows] = gathered(found, rows.stop - start)
+        if host.is_all_there_is():
+            lists[rows] = host.assign(params, corpus[rows])
+        else:
+            found = _assign_on_devices()(params, spread(corpus[rows], size))
+            lists[rows] = gathered(found, rows.stop - start)
         progress.add(rows.stop - start)
     progress.done()
     return lists

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import codes, files
+from dvq_jax import codes, files, host
 from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
@@ -227,20 +227,24 @@ class _Encoder:
                 for copy, lists in enumerate(copies):
                     part = self._block(some, docs, None if lists is None else lists[some], width=width)
                     for name, array in made.items():
-                        array[copy, some - region.start] = gathered(getattr(part, name), len(some))
+                        array[copy, some - region.start] = getattr(part, name)
                     progress.add(len(some))
         return made
 
     def _block(self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int) -> Encoding:
-        """The encoding, on the devices, of documents that at most `width` queries want."""
+        """The encoding of documents that at most `width` queries want."""
+        if not width and host.is_all_there_is():
+            return host.encode(self._params, docs, lists)
         size = BLOCK if len(rows) > jax.local_device_count() * ROWS else ROWS
         docs, lists = spread((docs, lists), size)
-        if not width:
-            return _on_devices('encode')(self._params, docs, lists)
-        audience = self._audience
-        wanted = spread(audience.demand.of(rows, width), size)
-        settings = (audience.ridge, audience.sweeps)
-        return _on_devices('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
+        if width:
+            audience = self._audience
+            wanted = spread(audience.demand.of(rows, width), size)
+            settings = (audience.ridge, audience.sweeps)
+            found = _on_devices('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
+        else:
+            found = _on_devices('encode')(self._params, docs, lists)
+        return jax.tree.map(lambda array: gathered(array, len(rows)), found)
 
 
 def _groups(region: slice, audience: Audience | None) -> Iterator[tuple[int, np.ndarray]]:

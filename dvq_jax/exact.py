@@ -6,15 +6,13 @@ fast again as XLA's there. In both the K largest inner products are kept, larger
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import threadpoolctl
 
+from dvq_jax import host
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
@@ -142,14 +140,11 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         shares = [queries[start : start + _HOST_TILE] for start in range(0, len(queries), _HOST_TILE)]
         kept = [_Reservoir(share, k, width) for share in shares]
-        # Each thread multiplies for itself: scores are looked through by the core in whose cache they are.
-        one_each = threadpoolctl.threadpool_limits(1, 'blas')
-        with one_each, futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(corpus), corpus_block):
-                docs = np.asarray(corpus[start : start + corpus_block], np.float32)
-                for count in threads.map(functools.partial(_Reservoir.add, docs=docs, start=start), kept):
-                    progress.add(count)
-            best = list(threads.map(_Reservoir.best, kept))
+        for start in range(0, len(corpus), corpus_block):
+            docs = np.asarray(corpus[start : start + corpus_block], np.float32)
+            for count in host.on_threads(functools.partial(_Reservoir.add, docs=docs, start=start), kept):
+                progress.add(count)
+        best = list(host.on_threads(_Reservoir.best, kept))
         ids, scores = (np.concatenate(parts) for parts in zip(*best, strict=True))
         return ids, scores
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dvq_jax import exact, files
+from dvq_jax import exact, files, host
 from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
@@ -53,7 +53,7 @@ def mine(
     """
     if not 1 <= k <= len(corpus):
         raise InputError(f'top {k} of {len(corpus)} documents does not exist; choose 1 to {len(corpus)}.')
-    if devices is None and jax.default_backend() != 'cpu':
+    if devices is None and not host.is_all_there_is():
         devices = jax.local_devices()
     platform = 'host' if devices is None else devices[0].platform
     size = exact.even(len(queries), query_block)

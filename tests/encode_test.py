@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
-from dvq_jax import corpus, demand, encode, quantizer
+from dvq_jax import corpus, demand, encode, host, quantizer
 from tests.quantizer_test import L, random_docs, random_index
 
 
+@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
 @pytest.mark.parametrize('count', [1, 1500, corpus.BLOCK + 3])
-def test_blocks_equal_the_whole(count):
+def test_blocks_equal_the_whole(count, by, monkeypatch):
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'BLAS')
     index, docs = random_index(), random_docs(1, count).astype(np.float16)
     expected = quantizer.encode(index, docs)
     encoding = encode.encode_corpus(index, docs)
@@ -14,7 +16,9 @@ def test_blocks_equal_the_whole(count):
     np.testing.assert_array_equal(encoding.codes, expected.codes)
 
 
-def test_keeps_frozen_lists():
+@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
+def test_keeps_frozen_lists(by, monkeypatch):
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'BLAS')
     index, docs = random_index(), random_docs(1, 1500)
     lists = (np.arange(1500) % L).astype(np.int32)
     encoding = encode.encode_corpus(index, docs, lists)
