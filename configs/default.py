@@ -85,6 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = ml_collections.ConfigDict()
     config.train.passes = 3.25  # over the training queries
     config.train.steps = config_dict.placeholder(int)  # instead of passes; 0: the start alone
+    config.train.products = 'float32'  # or 'bfloat16': of a step's matrix products, summed in float32
     config.train.log_every = 50
     config.train.checkpoint_every = 500  # also evaluates on the dev queries
     config.train.profile = config_dict.placeholder(int)  # trace ten steps from this one on to WORKDIR/profile

@@ -6,7 +6,7 @@ v·R ≈ o + û. A query q scores it by ⟨q·R, o + û⟩ (eq. 5).
 
 Distances are ‖c‖² − 2⟨u, c⟩, one matrix product: the broadcast difference u − c, [n, M, K, S], is never made.
 Products ask for the highest precision: on GPU and TPU the default rounds operands, which moves documents
-between lists and codewords.
+between lists and codewords. Training alone may ask for bfloat16 ones.
 """
 
 import functools
@@ -17,7 +17,25 @@ import jax.numpy as jnp
 
 from dvq_jax.types import Array, Encoding, IndexParams
 
-_PRECISION = jax.lax.Precision.HIGHEST
+Products = Literal['float32', 'bfloat16']
+
+
+def product(a: Array, b: Array, products: Products = 'float32') -> Array:
+    """a @ b, accumulated in float32.
+
+    Args:
+      a: [..., n, k] float32.
+      b: [..., k, m] float32.
+      products: of what: 'bfloat16' rounds both operands, on every platform to the same values, and takes an
+        accelerator's matrix units; 'float32' rounds nothing.
+
+    Returns:
+      [..., n, m] float32.
+    """
+    if products == 'float32':
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    a, b = (jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in (a, b))
+    return jnp.matmul(a, b, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
 
 
 def bytes_per_document(codebooks: int, codewords: int) -> float:
@@ -41,20 +59,21 @@ class Quantized(NamedTuple):
     codes: Array
 
 
-def rotate(params: IndexParams, vectors: Array) -> Array:
+def rotate(params: IndexParams, vectors: Array, *, products: Products = 'float32') -> Array:
     """Takes vectors from the caller's space to the rotated one, x ↦ x·R.
 
     Args:
       params: the index.
       vectors: [..., D] float.
+      products: see `product`.
 
     Returns:
       [..., D] float32.
     """
-    return jnp.matmul(vectors.astype(jnp.float32), params.rotation, precision=_PRECISION)
+    return product(vectors.astype(jnp.float32), params.rotation, products)
 
 
-def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
+def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -> tuple[Array, Array]:
     """The nearest center of each vector in each group, one group at a time: [K, n] distances at once.
 
     Written as a minimum over rows and a search for it, which vectorise along the vectors: on a CPU XLA's
@@ -63,6 +82,7 @@ def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
     Args:
       vectors: [n, G, S] float32.
       centers: [G, K, S] float32.
+      products: see `product`.
 
     Returns:
       [n, G] int32, the lowest index where distances tie; and [n, G] float32,
@@ -74,8 +94,7 @@ def nearest(vectors: Array, centers: Array) -> tuple[Array, Array]:
 
     def one_group(group):
         group_vectors, group_centers, group_norms = group
-        products = jnp.matmul(group_centers, group_vectors.T, precision=_PRECISION)
-        gaps = group_norms[:, None] - 2.0 * products
+        gaps = group_norms[:, None] - 2.0 * product(group_centers, group_vectors.T, products)
         least = jnp.min(gaps, axis=0)
         return jnp.min(jnp.where(gaps == least, indices, count), axis=0), least
 
@@ -89,8 +108,8 @@ def split(params: IndexParams, vectors: Array) -> Array:
     return vectors.reshape(*vectors.shape[:-1], books, width)
 
 
-def _nearest_list(params: IndexParams, rotated: Array) -> Array:
-    return nearest(rotated[:, None], params.centroids[None])[0][:, 0]
+def _nearest_list(params: IndexParams, rotated: Array, products: Products = 'float32') -> Array:
+    return nearest(rotated[:, None], params.centroids[None], products=products)[0][:, 0]
 
 
 def assign(params: IndexParams, docs: Array) -> Array:
@@ -153,7 +172,7 @@ def decode(params: IndexParams, encoding: Encoding) -> Array:
     Returns:
       [n, D] float32.
     """
-    return jnp.matmul(reconstruct(params, encoding), params.rotation.T, precision=_PRECISION)
+    return product(reconstruct(params, encoding), params.rotation.T)
 
 
 def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
@@ -168,11 +187,11 @@ def score(params: IndexParams, queries: Array, encoding: Encoding) -> Array:
       [q, n] float32.
     """
     rotated = rotate(params, queries)
-    return jnp.matmul(rotated, reconstruct(params, encoding).T, precision=_PRECISION)
+    return product(rotated, reconstruct(params, encoding).T)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _relaxed(vectors: Array, centers: Array, temperature: float) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _relaxed(vectors: Array, centers: Array, temperature: float, products: Products) -> tuple[Array, Array]:
     """Nearest centers [n, G] and their values [n, G, S]: one-hot forward, softmax of distances backward.
 
     The values are Σ_k w_k·c_k with w = p + stop_gradient(one_hot − p), p = softmax(−gaps/temperature).
@@ -182,26 +201,31 @@ def _relaxed(vectors: Array, centers: Array, temperature: float) -> tuple[Array,
         dgaps_k = −p_k·(dw_k − Σ_j p_j·dw_j)/temperature
         dx = −2·Σ_k dgaps_k·c_k,    dc_k = Σ_n one_hot_k·g + 2·dgaps_k·(c_k − x)
     """
-    chosen, _ = nearest(vectors, centers)
+    chosen, _ = nearest(vectors, centers, products=products)
     return chosen, centers[jnp.arange(len(centers)), chosen]
 
 
-def _relaxed_forward(vectors: Array, centers: Array, temperature: float) -> tuple[tuple[Array, Array], tuple]:
-    chosen, values = _relaxed(vectors, centers, temperature)
+def _relaxed_forward(
+    vectors: Array, centers: Array, temperature: float, products: Products
+) -> tuple[tuple[Array, Array], tuple]:
+    chosen, values = _relaxed(vectors, centers, temperature, products)
     return (chosen, values), (vectors, centers, chosen)
 
 
-def _relaxed_backward(temperature: float, kept: tuple, gradients: tuple) -> tuple[Array, Array]:
+def _relaxed_backward(
+    temperature: float, products: Products, kept: tuple, gradients: tuple
+) -> tuple[Array, Array]:
     vectors, centers, chosen = kept
+    dot = functools.partial(product, products=products)
 
     def one_group(group):
         x, c, own, g = group
-        gaps = jnp.sum(jnp.square(c), axis=-1) - 2.0 * jnp.matmul(x, c.T, precision=_PRECISION)
+        gaps = jnp.sum(jnp.square(c), axis=-1) - 2.0 * dot(x, c.T)
         p = jax.nn.softmax(-gaps / temperature, axis=-1)
-        dw = jnp.matmul(g, c.T, precision=_PRECISION)
+        dw = dot(g, c.T)
         dgaps = p * (jnp.sum(p * dw, axis=-1, keepdims=True) - dw) / temperature
-        dx = -2.0 * jnp.matmul(dgaps, c, precision=_PRECISION)
-        dc = 2.0 * (c * jnp.sum(dgaps, axis=0)[:, None] - jnp.matmul(dgaps.T, x, precision=_PRECISION))
+        dx = -2.0 * dot(dgaps, c)
+        dc = 2.0 * (c * jnp.sum(dgaps, axis=0)[:, None] - dot(dgaps.T, x))
         return dx, dc.at[own].add(g)
 
     by_group = (jnp.swapaxes(vectors, 0, 1), centers, chosen.T, jnp.swapaxes(gradients[1], 0, 1))
@@ -219,6 +243,7 @@ def straight_through(
     *,
     estimator: Literal['hard', 'softmax'] = 'hard',
     temperature: float = 1.0,
+    products: Products = 'float32',
 ) -> Quantized:
     """Quantizes documents so that gradients reach centroids and codebooks through the discrete choice.
 
@@ -235,6 +260,7 @@ def straight_through(
       lists: [n] int32, the frozen lists; None re-assigns each document to its nearest centroid.
       estimator: how gradients pass the choice.
       temperature: of 'softmax', in units of squared distance.
+      products: see `product`.
 
     Returns:
       The quantized documents, in the rotated space; a query is compared after `rotate`.
@@ -244,20 +270,20 @@ def straight_through(
     """
     if estimator not in ('hard', 'softmax'):
         raise ValueError(f"estimator is {estimator!r}; use 'hard' or 'softmax'.")
-    rotated = rotate(params, docs)
+    rotated = rotate(params, docs, products=products)
     if lists is not None:
         coarse = params.centroids[lists]
     elif estimator == 'hard':
-        lists = _nearest_list(*jax.lax.stop_gradient((params, rotated)))
+        lists = _nearest_list(*jax.lax.stop_gradient((params, rotated)), products)
         coarse = params.centroids[lists]
     else:
-        chosen, relaxed = _relaxed(rotated[:, None], params.centroids[None], temperature)
+        chosen, relaxed = _relaxed(rotated[:, None], params.centroids[None], temperature, products)
         lists, coarse = chosen[:, 0], relaxed[:, 0]
     residuals = split(params, rotated - coarse)
     if estimator == 'hard':
-        codes, _ = nearest(*jax.lax.stop_gradient((residuals, params.codebooks)))
+        codes, _ = nearest(*jax.lax.stop_gradient((residuals, params.codebooks)), products=products)
         fine = _codewords(params, codes)
     else:
-        codes, relaxed = _relaxed(residuals, params.codebooks, temperature)
+        codes, relaxed = _relaxed(residuals, params.codebooks, temperature, products)
         fine = relaxed.reshape(rotated.shape)
     return Quantized(coarse=coarse, full=coarse + fine, lists=lists, codes=codes)

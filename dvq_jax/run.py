@@ -57,6 +57,7 @@ _CHOICES = {
     'initialize.seeding': ('sample', 'plusplus'),
     'quantizer.assignment': ('frozen', 'dynamic'),
     'quantizer.estimator': ('hard', 'softmax'),
+    'train.products': ('float32', 'bfloat16'),
 }
 
 
@@ -184,6 +185,7 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         dynamic=config.quantizer.assignment == 'dynamic',
         estimator=config.quantizer.estimator,
         estimator_temperature=config.quantizer.temperature,
+        products=config.train.products,
     )
 
 

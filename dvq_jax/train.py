@@ -16,10 +16,11 @@ from dvq_jax import checkpoint, evaluate, files, metrics, preemption, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
+from dvq_jax.memory import step_bytes
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_args
 from dvq_jax.start import Start, starting_point
-from dvq_jax.train_step import TrainState, index_params, make_train_step
+from dvq_jax.train_step import TrainState, index_params, make_train_step, put
 
 _TRACED = 10  # steps in a profile
 
@@ -151,11 +152,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     return result
 
 
+def _say_memory(run: Run, state: TrainState) -> None:
+    index = run.config.index
+    size = step_bytes(
+        batch_size=run.config.data.batch_size,
+        candidates=run.mixture.size,
+        dim=run.dataset.dim,
+        lists=index.lists,
+        codewords=index.codewords,
+        devices=jax.device_count(),
+        in_batch=run.mixture.in_batch,
+        tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
+    )
+    print(f'a step takes about {size / 2**30:.2f} GiB of each device', file=sys.stderr, flush=True)
+
+
 def _loop(
     run: Run, start: Start, checkpoints: checkpoint.Checkpoints, preempted: Callable[[int], bool]
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Steps, logs, evaluates and saves; returns the dev metrics by step, and the last step."""
-    config, state, first = run.config, start.state, int(start.state.step)
+    config, state, first = run.config, put(start.state), int(start.state.step)
     batches = training_batches(
         run.dataset,
         mixture=run.mixture,
@@ -164,6 +180,7 @@ def _loop(
         lists=start.lists,
         threads=config.data.threads,
     )
+    _say_memory(run, state)
     if start.iterator is not None:
         batches.set_state(start.iterator)
     history = dict(start.history)

@@ -14,14 +14,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dvq_jax import candidates, losses
-from dvq_jax.quantizer import Quantized, rotate, straight_through
+from dvq_jax.quantizer import Products, Quantized, product, rotate, straight_through
 from dvq_jax.types import Array, Batch, IndexParams
 
 AXIS = 'data'
-_PRECISION = jax.lax.Precision.HIGHEST
 
 
 @flax.struct.dataclass
@@ -54,6 +54,7 @@ class Objective:
       dynamic: re-assign documents to lists at each step; else they stay in their frozen lists.
       estimator: 'hard' or 'softmax', see `quantizer.straight_through`.
       estimator_temperature: of 'softmax'.
+      products: of the step's matrix products, see `quantizer.product`.
     """
 
     terms: tuple[losses.Term, ...]
@@ -65,6 +66,7 @@ class Objective:
     dynamic: bool
     estimator: str
     estimator_temperature: float
+    products: Products = 'float32'
 
 
 def index_params(params: dict[str, Any]) -> IndexParams:
@@ -94,10 +96,11 @@ def init_state(index: IndexParams, tower_params: dict, optimizer: optax.Gradient
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
-def _dots(queries: Array, docs: Array) -> Array:
+def _dots(queries: Array, docs: Array, products: Products) -> Array:
     """Scores: [b, D] and [n, D] to [b, n], or [b, D] and [b, n, D] to [b, n]."""
-    spec = 'bd,nd->bn' if docs.ndim == 2 else 'bd,bnd->bn'
-    return jnp.einsum(spec, queries, docs, precision=_PRECISION)
+    if docs.ndim == 2:
+        return product(queries, docs.T, products)
+    return product(docs, queries[:, :, None], products)[:, :, 0]
 
 
 def _candidate_set(
@@ -141,10 +144,12 @@ def local_loss(
         lists,
         estimator=objective.estimator,
         temperature=objective.estimator_temperature,
+        products=objective.products,
     )
     ids, docs, coarse, full = _candidate_set(batch, quantized, in_batch=objective.in_batch)
-    queries = rotate(index, tower.apply({'params': params['tower']}, batch.queries))
-    teacher = _dots(batch.queries, docs)
+    queries = tower.apply({'params': params['tower']}, batch.queries)
+    queries = rotate(index, queries, products=objective.products)
+    teacher = _dots(batch.queries, docs, objective.products)
     where = jnp.broadcast_to(candidates.first_occurrence(ids), teacher.shape)
     positives = candidates.is_positive(ids, batch.positives)
     total_queries = b * jax.lax.psum(1, AXIS)
@@ -153,7 +158,7 @@ def local_loss(
         values = losses.objective(
             objective.terms,
             teacher,
-            _dots(queries, student_docs),
+            _dots(queries, student_docs, objective.products),
             positives,
             where=where,
             temperature=objective.temperature,
@@ -207,6 +212,12 @@ def _step(
     params = optax.apply_updates(state.params, updates)
     summary = _summary(metrics, loss, grads)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), summary
+
+
+def put(state: TrainState) -> TrainState:
+    """Puts a state where a step leaves its own, so that the step is not compiled again for the second one."""
+    place = jax.pmap(lambda state, _: state, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+    return place(state, np.arange(jax.local_device_count()))
 
 
 def make_train_step(

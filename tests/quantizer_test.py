@@ -170,3 +170,11 @@ def test_ties_go_to_the_lowest_index():
 def test_encoding_is_a_pytree():
     encoding = Encoding(lists=jnp.zeros(3, jnp.int32), codes=jnp.zeros((3, M), jnp.uint8))
     assert [x.shape for x in jax.tree.leaves(encoding)] == [(3,), (3, M)]
+
+
+def test_bfloat16_products_round_their_operands_and_nothing_else():
+    a, b = random_docs(1, 40), random_docs(2, 16).T
+    rounded = [np.asarray(x.astype(jnp.bfloat16), np.float32) for x in map(jnp.asarray, (a, b))]
+    expected = rounded[0].astype(np.float64) @ rounded[1]
+    np.testing.assert_allclose(quantizer.product(a, b, 'bfloat16'), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(quantizer.product(a, b) - expected).max() > 1e-3

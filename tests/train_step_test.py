@@ -135,3 +135,30 @@ def test_towers_start_as_the_identity(name):
     params = towers.initial_params(module, D, seed=3)
     np.testing.assert_allclose(module.apply({'params': params}, CORPUS), CORPUS, atol=1e-6)
     assert bool(params) == (name != 'identity')
+
+
+@pytest.mark.parametrize('in_batch', [True, False])
+def test_bfloat16_products_change_the_losses_by_their_rounding(in_batch):
+    _, exact, metrics = run_step(make_objective(in_batch=in_batch))
+    _, rounded, others = run_step(make_objective(in_batch=in_batch, products='bfloat16'))
+    for name in ('ivf_loss', 'pq_loss'):
+        assert metrics[name] != others[name]
+        assert others[name] == pytest.approx(metrics[name], rel=2e-2)
+    moved = [jax.tree.map(np.asarray, state.params['centroids']) for state in (exact, rounded)]
+    np.testing.assert_allclose(*moved, rtol=0, atol=3 * RATES['centroids'])
+
+
+def test_the_step_is_compiled_once():
+    module = towers.build('linear')
+    transformation = optimizer.build(RATES, steps=10, schedules=CONSTANT)
+    state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
+    step = train_step.make_train_step(tower=module, optimizer=transformation, objective=make_objective())
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _seconds, **_: compiled.append(event) if event.endswith('compile_duration') else None
+    )
+    state, _ = step(train_step.put(state), make_batch(CORPUS, IDS))
+    assert compiled
+    compiled.clear()
+    step(state, make_batch(CORPUS, IDS))
+    assert not compiled
