@@ -165,3 +165,9 @@ def check(folder: str | os.PathLike, manifest: Manifest, names: Iterable[str]) -
             raise InputError(
                 f'{path}: its SHA-256 is not that in {NAME}; copy the index again, whole, or export it again.'
             )
+
+
+def require(path: pathlib.Path, good: bool) -> None:
+    """Raises InputError unless a file of an index is what its manifest describes."""
+    if not good:
+        raise InputError(f'{path}: is not what {NAME} describes; export the index again.')

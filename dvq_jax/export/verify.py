@@ -79,7 +79,7 @@ def verify(
     params: IndexParams,
     encoding: Encoding,
     lookup: str = 'float',
-    corpus: np.ndarray | None = None,
+    documents: Callable[[np.ndarray], np.ndarray] | None = None,
     rounding: np.ndarray | None = None,
     nprobe: int,
     k: int = 10,
@@ -96,8 +96,8 @@ def verify(
       params: the index.
       encoding: N documents, in one list or more each.
       lookup: how the engine scores codes.
-      corpus: [N, D] float, in the caller's space, where the engine re-scores by its rows.
-      rounding: [D] float32, then: how far a number that it stores may be off, in the rotated space.
+      documents: where the engine re-scores by them: rows [q, k] -> the documents [q, k, D] float32, rotated.
+      rounding: [D] float32, then: how far a number that it stores may be off.
       nprobe: P.
       k: documents compared for each query.
       count: queries.
@@ -119,13 +119,12 @@ def verify(
     approximate = np.where(real, entries[0] if one else _nearest_score(entries, scores), -np.inf)
     slack = _FLOAT * np.abs(expected[real]).max(initial=0) + lookup_error(params, queries, lookup=lookup)
     # With two copies, rounding decides which of them are among the candidates, and so what is averaged.
-    if one or (lookup == 'float' and corpus is None):
+    if one or (lookup == 'float' and documents is None):
         _compare('finds other documents', -np.sort(-approximate, axis=1), expected, 2 * slack)
-    if corpus is None:
+    if documents is None:
         _compare('reports other scores', scores, approximate, slack)
         return
-    documents = np.asarray(corpus[np.maximum(rows, 0)], np.float32) @ params.rotation
-    exact = np.einsum('qd,qkd->qk', rotated, documents)
+    exact = np.einsum('qd,qkd->qk', rotated, documents(np.maximum(rows, 0)))
     slack = _FLOAT * np.abs(exact[real]).max(initial=0) + (np.abs(rotated) @ rounding)[:, None]
     _compare('reports other exact scores', scores, np.where(real, exact, -np.inf), slack)
 
