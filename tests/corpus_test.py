@@ -8,4 +8,15 @@ from tests.quantizer_test import random_docs, random_index
 @pytest.mark.parametrize('count', [1, 1500, corpus.BLOCK + 3])
 def test_blocks_equal_the_whole(count):
     index, docs = random_index(), random_docs(1, count).astype(np.float16)
-    np.testing.assert_array_equal(corpus.assign_corpus(index, docs), quantizer.assign(index, docs))
+    lists = corpus.assign_corpus(index, docs)
+    np.testing.assert_array_equal(lists, quantizer.assign(index, docs))
+    np.testing.assert_array_equal(
+        corpus.assign_corpus(index, docs, lists), quantizer.assign(index, docs, lists)
+    )
+
+
+def test_a_second_list_is_the_second_nearest():
+    index, docs = random_index(), random_docs(1)
+    gaps = ((docs @ np.asarray(index.rotation))[:, None] - np.asarray(index.centroids)) ** 2
+    nearest = np.argsort(gaps.sum(axis=-1), axis=1)
+    np.testing.assert_array_equal(quantizer.assign(index, docs, nearest[:, 0]), nearest[:, 1])
