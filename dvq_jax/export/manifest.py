@@ -111,9 +111,11 @@ def read(folder: str | os.PathLike) -> Manifest:
       The manifest, its fields of the right types.
 
     Raises:
-      InputError: there is none, or it is not one of this version.
+      InputError: there is no such folder, no manifest in it, or it is not one of this version.
     """
     path = pathlib.Path(folder) / NAME
+    if not path.parent.is_dir():
+        raise InputError(f'{folder}: no such folder; give an index that export wrote.')
     try:
         fields = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:

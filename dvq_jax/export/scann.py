@@ -114,7 +114,7 @@ def write(
         protos.write(folder, params, nprobe=nprobe, k=k, **choices)
         for name, array in stored(encoding).items():
             np.save(folder / name, array)
-        (folder / ASSETS).write_text(assets(reorder, encoding.copies), encoding='utf-8')
+        write_assets(folder, reorder, encoding.copies)
         rounding = None if corpus is None else vectors.write(folder, corpus, params.rotation, reorder)
         if docids_pickle:
             doc_ids = list(doc_ids)
@@ -207,8 +207,12 @@ def _asset_kinds(reorder: str, copies: int) -> dict[str, str]:
     }
 
 
-def assets(reorder: str, copies: int) -> str:
-    """The text of `scann_assets.pbtxt`, which says which of the files is what."""
+def write_assets(folder: pathlib.Path, reorder: str, copies: int) -> None:
+    """Writes `scann_assets.pbtxt`, which says which of the files is what."""
+    (folder / ASSETS).write_text(_assets(reorder, copies), encoding='utf-8')
+
+
+def _assets(reorder: str, copies: int) -> str:
     entry = 'assets {{\n  asset_type: {kind}\n  asset_path: "{name}"\n}}\n'
     return ''.join(entry.format(kind=kind, name=name) for name, kind in _asset_kinds(reorder, copies).items())
 
@@ -242,7 +246,7 @@ def open_engine(
     folder = pathlib.Path(folder)
     read(folder, stated)
     searcher = scann_ops_pybind.ScannSearcher(
-        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets(stated.reorder, stated.copies))
+        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(stated.reorder, stated.copies))
     )
 
     reorders = stated.reorder != 'none'

@@ -16,10 +16,12 @@ class MismatchError(RuntimeError):
     """The written index does not search like the reference: a bug, or an engine that changed."""
 
 
-def _sample(params: IndexParams, encoding: Encoding, *, count: int, nprobe: int) -> np.ndarray:
+def _sample(params: IndexParams, encoding: Encoding, *, count: int, added: int, nprobe: int) -> np.ndarray:
     """Decoded documents as queries, [q, D], without those whose last probed list is tied with the next."""
-    total = encoding.lists.shape[0]
-    rows = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
+    total, rng = encoding.lists.shape[0], np.random.default_rng(0)
+    rows = rng.choice(total, min(count, total), replace=False)
+    latest = encoding.documents - 1 - rng.choice(added, min(count, added), replace=False)
+    rows = np.union1d(rows, latest)
     queries = quantizer.decode(params, Encoding(lists=encoding.lists[rows], codes=encoding.codes[rows]))
     coarse = -np.sort(-np.asarray(quantizer.rotate(params, queries)) @ params.centroids.T, axis=1)
     if nprobe >= coarse.shape[1]:
@@ -84,6 +86,7 @@ def verify(
     nprobe: int,
     k: int = 10,
     count: int = 32,
+    added: int = 0,
 ) -> None:
     """Compares a sample of searches with the reference search.
 
@@ -100,12 +103,14 @@ def verify(
       rounding: [D] float32, then: how far a number that it stores may be off.
       nprobe: P.
       k: documents compared for each query.
-      count: queries.
+      count: queries, made of documents.
+      added: how many of the last documents are new; of them as many queries more are made, for among the
+        others they may be too few to be met.
 
     Raises:
       MismatchError: they differ by more than rounding explains.
     """
-    queries = _sample(params, encoding, count=count, nprobe=nprobe)
+    queries = _sample(params, encoding, count=count, added=added, nprobe=nprobe)
     if not len(queries):
         return
     expected, wanted = (np.asarray(x) for x in search.search(params, encoding, queries, k=k, nprobe=nprobe))
