@@ -75,21 +75,23 @@ def gathered(array: Array, count: int) -> np.ndarray:
     return np.asarray(array).reshape(-1, *array.shape[2:])[:count]
 
 
-def _assign_block(params: IndexParams, docs: Array) -> Array:
-    return by_rows(lambda rows: assign(params, rows), docs.astype(jnp.float32))
+def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Array:
+    own = () if taken is None else (taken,)
+    return by_rows(lambda *rows: assign(params, *rows), docs.astype(jnp.float32), *own)
 
 
 @functools.cache
 def _assign_on_devices():
-    return jax.pmap(_assign_block, in_axes=(None, 0), devices=jax.local_devices())
+    return jax.pmap(_assign_block, in_axes=(None, 0, 0), devices=jax.local_devices())
 
 
-def assign_corpus(params: IndexParams, corpus: np.ndarray) -> np.ndarray:
+def assign_corpus(params: IndexParams, corpus: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """The nearest list of every document, see `quantizer.assign`.
 
     Args:
       params: the index.
       corpus: [N, D] float16 or float32, may be memory-mapped.
+      taken: [N] int32, the documents' first lists, where it is their second that is wanted.
 
     Returns:
       [N] int32 on the host.
@@ -100,10 +102,11 @@ def assign_corpus(params: IndexParams, corpus: np.ndarray) -> np.ndarray:
     progress = Progress('assign', total=count, unit='documents')
     for start in range(0, count, fan * size):
         rows = slice(start, min(start + fan * size, count))
+        some = corpus[rows], None if taken is None else taken[rows]
         if host.is_all_there_is():
-            lists[rows] = host.assign(params, corpus[rows])
+            lists[rows] = host.assign(params, *some)
         else:
-            found = _assign_on_devices()(params, spread(corpus[rows], size))
+            found = _assign_on_devices()(params, *spread(some, size))
             lists[rows] = gathered(found, rows.stop - start)
         progress.add(rows.stop - start)
     progress.done()

@@ -49,11 +49,17 @@ def _on_host(params: IndexParams) -> IndexParams:
     return IndexParams(*(np.asarray(x) for x in (params.centroids, params.codebooks, params.rotation)))
 
 
-def _nearest(vectors: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """As `quantizer.nearest`, [n, G] of vectors [n, G, S] and the centers' `_by_products`."""
+def _extended(vectors: np.ndarray) -> np.ndarray:
+    """[G, n, S + 1], (x, 1) of vectors [n, G, S]."""
     count, groups, width = vectors.shape
     extended = np.ones((groups, count, width + 1), np.float32)
     extended[..., :width] = vectors.transpose(1, 0, 2)
+    return extended
+
+
+def _nearest(vectors: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """As `quantizer.nearest`, [n, G] of vectors [n, G, S] and the centers' `_by_products`."""
+    extended, groups = _extended(vectors), len(table)
     some = max(1, _DISTANCES // table.shape[-1])
     chosen = [
         np.argmin(np.matmul(extended[start : start + some], table[start : start + some]), axis=-1)
@@ -66,12 +72,13 @@ def _tiles(count: int) -> list[slice]:
     return [slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS)]
 
 
-def assign(params: IndexParams, docs: np.ndarray) -> np.ndarray:
+def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """As `quantizer.assign`.
 
     Args:
       params: the index.
       docs: [n, D] float, in the caller's space, may be memory-mapped.
+      taken: [n] int32, the documents' first lists, where it is their second that is wanted.
 
     Returns:
       [n] int32.
@@ -81,7 +88,10 @@ def assign(params: IndexParams, docs: np.ndarray) -> np.ndarray:
 
     def tile(rows: slice) -> np.ndarray:
         rotated = np.asarray(docs[rows], np.float32) @ params.rotation
-        return _nearest(rotated[:, None], table)[:, 0]
+        gaps = _extended(rotated[:, None])[0] @ table[0]
+        if taken is not None:
+            gaps[np.arange(len(gaps)), taken[rows]] = np.inf
+        return np.argmin(gaps, axis=-1)
 
     return np.concatenate(list(on_threads(tile, _tiles(len(docs))))).astype(np.int32)
 

@@ -117,8 +117,6 @@ def open_index(path: str | os.PathLike) -> Index:
       InputError: there is no such index, or it is damaged, half-written or of another version.
     """
     folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder; give an index that export wrote.')
     stated = manifest.read(folder)
     if stated.engine == 'scann':
         from dvq_jax.export import scann as engine

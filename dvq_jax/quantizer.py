@@ -88,18 +88,20 @@ def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -
       [n, G] int32, the lowest index where distances tie; and [n, G] float32,
       ‖c‖² − 2⟨x, c⟩ of that center, its squared distance up to the constant ‖x‖².
     """
-    count = centers.shape[1]
-    indices = jnp.arange(count, dtype=jnp.int32)[:, None]
     norms = jnp.sum(jnp.square(centers), axis=-1)
 
     def one_group(group):
         group_vectors, group_centers, group_norms = group
-        gaps = group_norms[:, None] - 2.0 * product(group_centers, group_vectors.T, products)
-        least = jnp.min(gaps, axis=0)
-        return jnp.min(jnp.where(gaps == least, indices, count), axis=0), least
+        return _least(group_norms[:, None] - 2.0 * product(group_centers, group_vectors.T, products))
 
     chosen, gaps = jax.lax.map(one_group, (jnp.swapaxes(vectors, 0, 1), centers, norms))
     return chosen.T, gaps.T
+
+
+def _least(gaps: Array) -> tuple[Array, Array]:
+    """[n] the lowest index of the least of each column of [K, n], and [n] that least."""
+    least, indices = jnp.min(gaps, axis=0), jnp.arange(len(gaps), dtype=jnp.int32)[:, None]
+    return jnp.min(jnp.where(gaps == least, indices, len(gaps)), axis=0), least
 
 
 def split(params: IndexParams, vectors: Array) -> Array:
@@ -112,17 +114,24 @@ def _nearest_list(params: IndexParams, rotated: Array, products: Products = 'flo
     return nearest(rotated[:, None], params.centroids[None], products=products)[0][:, 0]
 
 
-def assign(params: IndexParams, docs: Array) -> Array:
+def assign(params: IndexParams, docs: Array, taken: Array | None = None) -> Array:
     """The list of each document: the nearest centroid by L2, q_d = argmin_i ‖v_d·R − o_i‖ (eq. 2).
 
     Args:
       params: the index.
       docs: [n, D] float, in the caller's space.
+      taken: [n] int32, the documents' first lists, where it is their second that is wanted: the nearest
+        centroid but that one.
 
     Returns:
       [n] int32 in [0, L); the lowest index where distances tie.
     """
-    return _nearest_list(params, rotate(params, docs))
+    rotated = rotate(params, docs)
+    if taken is None:
+        return _nearest_list(params, rotated)
+    norms = jnp.sum(jnp.square(params.centroids), axis=-1)
+    gaps = norms[:, None] - 2.0 * product(params.centroids, rotated.T)
+    return _least(jnp.where(jnp.arange(len(norms))[:, None] == taken, jnp.inf, gaps))[0]
 
 
 def encode(params: IndexParams, docs: Array, lists: Array | None = None) -> Encoding:

@@ -12,7 +12,7 @@ import pytest
 import dvq_jax
 from dvq_jax import quantizer, search, towers
 from dvq_jax.errors import InputError
-from dvq_jax.export import faiss, ids, manifest, scann, transform, vectors, verify
+from dvq_jax.export import faiss, ids, manifest, protos, scann, transform, vectors, verify
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
@@ -252,8 +252,8 @@ def test_the_bytes_depend_on_the_arguments_alone(tmp_path):
 def test_a_wrong_index_is_not_delivered(tmp_path, monkeypatch):
     params, encoding = trained(256)
     for module, name, wrong in (
-        (scann, '_partitioner', lambda centroids, right=scann._partitioner: right(centroids[::-1])),
-        (scann, '_codebook', lambda codebooks, right=scann._codebook: right(codebooks[:, ::-1])),
+        (protos, '_partitioner', lambda centroids, right=protos._partitioner: right(centroids[::-1])),
+        (protos, '_codebook', lambda codebooks, right=protos._codebook: right(codebooks[:, ::-1])),
         (vectors, 'write', lambda f, c, r, kind, right=vectors.write: right(f, c, r.T, kind)),
     ):
         with monkeypatch.context() as patch:

@@ -169,8 +169,8 @@ def open_engine(folder: str | os.PathLike, stated: Manifest) -> Callable[..., tu
         if isinstance(index, faiss.IndexIVFPQ) and index.metric_type == faiss.METRIC_INNER_PRODUCT
         else None
     )
-    if found != (stated.copies * stated.documents, stated.dim, stated.lists, stated.books, stated.codewords):
-        raise InputError(f'{path}: is not what {manifest.NAME} describes; export the index again.')
+    entries = stated.copies * stated.documents
+    manifest.require(path, found == (entries, stated.dim, stated.lists, stated.books, stated.codewords))
 
     def search(rotated: np.ndarray, *, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         probes = faiss.SearchParametersIVF(nprobe=min(nprobe, stated.lists))

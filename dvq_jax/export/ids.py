@@ -4,9 +4,11 @@ A plain file that any program reads. Ten million ids open in about a second: the
 memory-mapped, and only the positions of its line ends are kept.
 """
 
+import itertools
 import mmap
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,21 +17,28 @@ from dvq_jax.errors import InputError
 
 NAME = 'ids.txt'
 _BLOCK = 1 << 24
+_LINES = 1 << 16
 
 
-def write(path: str | os.PathLike, ids: Iterable[str], *, count: int) -> None:
+def write(
+    path: str | os.PathLike, ids: Iterable[str], *, count: int, after: str | os.PathLike | None = None
+) -> None:
     """Writes ids.
 
     Args:
       path: the file to create.
       ids: one for each document, in row order; may be a generator.
       count: N, how many there must be.
+      after: a file of other documents' ids, which go before them as they are.
 
     Raises:
       InputError: an id with a line break, or not N ids.
     """
     written = 0
     with open(path, 'wb') as file:
+        if after is not None:
+            with open(after, 'rb') as others:
+                shutil.copyfileobj(others, file)
         for identifier in ids:
             if '\n' in identifier:
                 raise InputError(f'document id {identifier!r} has a line break; give ids of one line.')
@@ -68,8 +77,9 @@ class Ids:
         return len(self._ends) - 1
 
     def __iter__(self) -> Iterator[str]:
-        starts, ends = (self._ends[:-1] + 1).tolist(), self._ends[1:].tolist()
-        return (self._text[start:end].decode() for start, end in zip(starts, ends, strict=True))
+        for first in range(0, len(self), _LINES):
+            ends = self._ends[first : first + _LINES + 1].tolist()
+            yield from (self._text[last + 1 : end].decode() for last, end in itertools.pairwise(ends))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The ids of rows.

@@ -111,9 +111,11 @@ def read(folder: str | os.PathLike) -> Manifest:
       The manifest, its fields of the right types.
 
     Raises:
-      InputError: there is none, or it is not one of this version.
+      InputError: there is no such folder, no manifest in it, or it is not one of this version.
     """
     path = pathlib.Path(folder) / NAME
+    if not path.parent.is_dir():
+        raise InputError(f'{folder}: no such folder; give an index that export wrote.')
     try:
         fields = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
@@ -165,3 +167,9 @@ def check(folder: str | os.PathLike, manifest: Manifest, names: Iterable[str]) -
             raise InputError(
                 f'{path}: its SHA-256 is not that in {NAME}; copy the index again, whole, or export it again.'
             )
+
+
+def require(path: pathlib.Path, good: bool) -> None:
+    """Raises InputError unless a file of an index is what its manifest describes."""
+    if not good:
+        raise InputError(f'{path}: is not what {NAME} describes; export the index again.')

@@ -15,24 +15,22 @@ that went through the query transform (see `transform`), in the P lists of the l
     int8_dataset.npy           int8 [N, D], with int8_multipliers.npy [D] and dp_norms.npy (empty)
 """
 
+import dataclasses
 import importlib.metadata
-import math
 import os
 import pathlib
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
-from scann.partitioning import partitioner_pb2
-from scann.proto import centers_pb2, hash_pb2, scann_pb2
 from scann.scann_ops.py import scann_ops_pybind
 
 from dvq_jax import files
 from dvq_jax.errors import InputError
-from dvq_jax.export import beside, manifest, vectors
+from dvq_jax.export import beside, manifest, protos, vectors
 from dvq_jax.export.manifest import Manifest
+from dvq_jax.export.protos import CODEBOOK, CONFIG, PARTITIONER, REORDER_FACTOR
 from dvq_jax.export.verify import verify
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
@@ -40,13 +38,22 @@ from dvq_jax.types import Encoding, IndexParams
 Lookup = Literal['float', 'int8', 'lut16']
 Reorder = Literal['none', 'float32', 'bfloat16', 'int8']
 
-CONFIG, PARTITIONER, CODEBOOK = 'scann_config.pb', 'serialized_partitioner.pb', 'ah_codebook.pb'
 LISTS, CODES, ASSETS = 'datapoint_to_token.npy', 'hashed_dataset.npy', 'scann_assets.pbtxt'
-SECOND_CODES = 'hashed_dataset_soar.npy'
-LOOKUPS = {'float': 'FLOAT', 'int8': 'INT8', 'lut16': 'INT8_LUT16'}
-# How many candidates, for each document wanted, are scored exactly where the index reorders.
-_REORDER_FACTOR = 10
+SECOND_CODES, DOCIDS = 'hashed_dataset_soar.npy', 'scann_docids.pkl'
 _BLOCK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is in the files that ScaNN opens.
+
+    Attributes:
+      parameters: centroids, codebooks and nprobe.
+      arrays: by the name of their file, memory-mapped.
+    """
+
+    parameters: protos.Parameters
+    arrays: Mapping[str, np.ndarray]
 
 
 def write(
@@ -103,21 +110,15 @@ def write(
     _check_arguments(params, encoding, reorder=reorder, corpus=corpus)
     nprobe = min(nprobe, len(params.centroids))
     with files.atomic_folder(out) as folder:
-        shapes = (params.centroids.shape, params.codebooks.shape)
-        copies, count = encoding.copies, encoding.documents
-        choices = {'lookup': lookup, 'reorder': reorder, 'copies': copies, 'nprobe': nprobe, 'k': k}
-        _write_proto(folder / CONFIG, _config(*shapes, **choices))
-        _write_proto(folder / PARTITIONER, _partitioner(params.centroids))
-        _write_proto(folder / CODEBOOK, _codebook(params.codebooks))
-        np.save(folder / LISTS, encoding.lists.reshape(copies, count).T.reshape(-1))
-        np.save(folder / CODES, encoding.codes[:count])
-        if copies > 1:
-            np.save(folder / SECOND_CODES, encoding.codes[count:])
-        (folder / ASSETS).write_text(_assets(reorder, copies), encoding='utf-8')
+        choices = {'lookup': lookup, 'reorder': reorder, 'copies': encoding.copies}
+        protos.write(folder, params, nprobe=nprobe, k=k, **choices)
+        for name, array in stored(encoding).items():
+            np.save(folder / name, array)
+        write_assets(folder, reorder, encoding.copies)
         rounding = None if corpus is None else vectors.write(folder, corpus, params.rotation, reorder)
         if docids_pickle:
             doc_ids = list(doc_ids)
-            (folder / 'scann_docids.pkl').write_bytes(pickle.dumps(doc_ids, protocol=4))
+            write_docids(folder, doc_ids)
         written = beside.write(
             folder,
             engine='scann',
@@ -136,11 +137,31 @@ def write(
             params=params,
             encoding=encoding,
             lookup=lookup,
-            corpus=corpus,
+            documents=None if corpus is None else lambda rows: vectors.rotate(corpus[rows], params.rotation),
             rounding=rounding,
             nprobe=nprobe,
         )
     return written
+
+
+def stored(encoding: Encoding) -> dict[str, np.ndarray]:
+    """An encoding as its files have it.
+
+    Args:
+      encoding: N documents, numpy.
+
+    Returns:
+      By the name of their file, the lists [copies·N] int32, and the codes of each copy [N, M] uint8.
+    """
+    copies, count = encoding.copies, encoding.documents
+    codes = encoding.codes.reshape(copies, count, -1)
+    lists = encoding.lists.reshape(copies, count).T.reshape(-1)
+    return {LISTS: lists, **dict(zip((CODES, SECOND_CODES)[:copies], codes, strict=True))}
+
+
+def write_docids(folder: pathlib.Path, doc_ids: Sequence[str]) -> None:
+    """Writes the ids where ScaNN's own `load_searcher` looks for them."""
+    (folder / DOCIDS).write_bytes(pickle.dumps(doc_ids, protocol=4))
 
 
 def check_lookup(lookup: str | None, codewords: int) -> Lookup:
@@ -157,8 +178,8 @@ def check_lookup(lookup: str | None, codewords: int) -> Lookup:
       InputError: an unknown lookup, or one that does not go with K.
     """
     lookup = lookup or ('lut16' if codewords == 16 else 'int8')
-    if lookup not in LOOKUPS:
-        raise InputError(f'lookup {lookup!r} is unknown; use one of {", ".join(LOOKUPS)}.')
+    if lookup not in protos.LOOKUPS:
+        raise InputError(f'lookup {lookup!r} is unknown; use one of {", ".join(protos.LOOKUPS)}.')
     if lookup == 'lut16' and codewords != 16:
         raise InputError(
             f"lookup 'lut16' takes 16 codewords a codebook and these have {codewords}; use 'int8'."
@@ -175,80 +196,6 @@ def _check_arguments(params: IndexParams, encoding: Encoding, *, reorder: str, c
         raise InputError(f'reorder {reorder!r} takes the encoded corpus, of shape {shape}, and {found}.')
 
 
-def _config(
-    centroids: tuple[int, int],
-    codebooks: tuple[int, int, int],
-    *,
-    lookup: str,
-    reorder: str,
-    copies: int,
-    nprobe: int,
-    k: int,
-) -> scann_pb2.ScannConfig:
-    (lists, dim), (books, codewords, width) = centroids, codebooks
-    config = scann_pb2.ScannConfig(num_neighbors=k)
-    config.distance_measure.distance_measure = 'DotProductDistance'
-    tree = config.partitioning
-    tree.num_children = lists
-    tree.partitioning_distance.distance_measure = 'SquaredL2Distance'
-    if copies > 1:
-        spilling = tree.database_spilling
-        spilling.spilling_type = spilling.TWO_CENTER_ORTHOGONALITY_AMPLIFIED
-        # ScaNN wants the amplification of its own training, which is not run; a document that is met twice
-        # takes two places among the candidates.
-        spilling.orthogonality_amplification_lambda = 1.0
-        spilling.overretrieve_factor = copies
-    tree.query_spilling.spilling_type = tree.query_spilling.FIXED_NUMBER_OF_CENTERS
-    tree.query_spilling.max_spill_centers = nprobe
-    tree.query_tokenization_distance_override.distance_measure = 'DotProductDistance'
-    tree.query_tokenization_type = tree.FLOAT
-    hasher = config.hash.asymmetric_hash
-    hasher.projection.projection_type = hasher.projection.CHUNK
-    hasher.projection.input_dim = dim
-    hasher.projection.num_blocks = books
-    hasher.projection.num_dims_per_block = width
-    hasher.num_clusters_per_block = codewords
-    hasher.quantization_distance.distance_measure = 'SquaredL2Distance'
-    hasher.lookup_type = hash_pb2.AsymmetricHasherConfig.LookupType.Value(LOOKUPS[lookup])
-    hasher.use_residual_quantization = True
-    rounding = hasher.fixed_point_lut_conversion_options
-    rounding.float_to_int_conversion_method = rounding.ROUND
-    # One top-k over all probed lists sums 8-bit entries in 16 bits, which hold 256 of them.
-    hasher.use_global_topn = lookup == 'lut16' and books <= 256
-    if reorder != 'none':
-        config.exact_reordering.approx_num_neighbors = _REORDER_FACTOR * k
-    if reorder == 'int8':
-        config.exact_reordering.fixed_point.enabled = True
-    if reorder == 'bfloat16':
-        config.exact_reordering.bfloat16.enabled = True
-    return config
-
-
-def _partitioner(centroids: np.ndarray) -> partitioner_pb2.SerializedPartitioner:
-    tree = partitioner_pb2.SerializedPartitioner(n_tokens=len(centroids))
-    root = tree.kmeans.kmeans_tree.root
-    root.leaf_id = -1
-    for leaf, centroid in enumerate(centroids):
-        root.centers.add().dimension.extend(centroid.tolist())
-        root.children.add().leaf_id = leaf
-    return tree
-
-
-def _codebook(codebooks: np.ndarray) -> centers_pb2.CentersForAllSubspaces:
-    centers = centers_pb2.CentersForAllSubspaces()
-    for book in codebooks:
-        subspace = centers.subspace_centers.add()
-        for codeword in book:
-            center = subspace.center.add()
-            center.feature_type = center.FLOAT
-            center.feature_value_float.extend(codeword.tolist())
-    return centers
-
-
-def _write_proto(path: pathlib.Path, message: Message) -> None:
-    path.write_bytes(message.SerializeToString(deterministic=True))
-
-
 def _asset_kinds(reorder: str, copies: int) -> dict[str, str]:
     return {
         CODEBOOK: 'AH_CENTERS',
@@ -258,6 +205,11 @@ def _asset_kinds(reorder: str, copies: int) -> dict[str, str]:
         **({SECOND_CODES: 'AH_DATASET_SOAR_NPY'} if copies > 1 else {}),
         **vectors.ASSETS[reorder],
     }
+
+
+def write_assets(folder: pathlib.Path, reorder: str, copies: int) -> None:
+    """Writes `scann_assets.pbtxt`, which says which of the files is what."""
+    (folder / ASSETS).write_text(_assets(reorder, copies), encoding='utf-8')
 
 
 def _assets(reorder: str, copies: int) -> str:
@@ -271,7 +223,7 @@ def names(stated: Manifest) -> tuple[str, ...]:
 
 
 def open_engine(
-    folder: str | os.PathLike, stated: Manifest, *, reorder_factor: int = _REORDER_FACTOR
+    folder: str | os.PathLike, stated: Manifest, *, reorder_factor: int = REORDER_FACTOR
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Opens an index folder with ScaNN, after `manifest.check` of its files.
 
@@ -292,7 +244,7 @@ def open_engine(
       InputError: the files are not such an index.
     """
     folder = pathlib.Path(folder)
-    _check_files(folder, stated)
+    read(folder, stated)
     searcher = scann_ops_pybind.ScannSearcher(
         scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(stated.reorder, stated.copies))
     )
@@ -318,61 +270,41 @@ def open_engine(
     return search
 
 
-def _check_files(folder: pathlib.Path, stated: Manifest) -> None:
-    """Checks that ScaNN gets what `write` writes: it trusts sizes and list numbers in its files."""
-    lists, books, codewords, dim = stated.lists, stated.books, stated.codewords, stated.dim
-    width = dim // books
-    config = _parse(folder / CONFIG, scann_pb2.ScannConfig())
-    nprobe, k = config.partitioning.query_spilling.max_spill_centers, config.num_neighbors
-    choices = {'lookup': stated.lookup, 'reorder': stated.reorder, 'copies': stated.copies}
-    choices |= {'nprobe': nprobe, 'k': k}
-    _require(folder / CONFIG, config == _config((lists, dim), (books, codewords, width), **choices))
-    tree = _parse(folder / PARTITIONER, partitioner_pb2.SerializedPartitioner())
-    centroids = [center.dimension for center in tree.kmeans.kmeans_tree.root.centers]
-    _check_numbers(folder / PARTITIONER, tree, centroids, _partitioner(np.empty((lists, 0))), width=dim)
-    codebook = _parse(folder / CODEBOOK, centers_pb2.CentersForAllSubspaces())
-    words = [center.feature_value_float for book in codebook.subspace_centers for center in book.center]
-    _check_numbers(
-        folder / CODEBOOK, codebook, words, _codebook(np.empty((books, codewords, 0))), width=width
-    )
-    _check_array(folder / LISTS, np.int32, (stated.copies * stated.documents,), below=lists)
+def read(folder: str | os.PathLike, stated: Manifest) -> Contents:
+    """Reads what `write` wrote, and nothing else: ScaNN trusts sizes and list numbers in its files.
+
+    Args:
+      folder: the index folder.
+      stated: its manifest.
+
+    Returns:
+      What is in it.
+
+    Raises:
+      InputError: `write` did not write these files, or for another manifest.
+    """
+    folder = pathlib.Path(folder)
+    parameters = protos.read(folder, stated)
+    count, dim = stated.documents, stated.dim
+    arrays = {LISTS: _read_array(folder / LISTS, np.int32, (stated.copies * count,), below=stated.lists)}
     for name in (CODES, SECOND_CODES)[: stated.copies]:
-        _check_array(folder / name, np.uint8, (stated.documents, books), below=codewords)
+        arrays[name] = _read_array(folder / name, np.uint8, (count, stated.books), below=stated.codewords)
     for name in vectors.ASSETS[stated.reorder]:
-        kind = {'int8_dataset.npy': np.int8, 'bfloat16_dataset.npy': np.int16}.get(name, np.float32)
-        shape = {'int8_multipliers.npy': (dim,), 'dp_norms.npy': (0,)}.get(name, (stated.documents, dim))
-        _check_array(folder / name, kind, shape)
+        kind = vectors.KINDS.get(name, np.float32)
+        shape = {vectors.MULTIPLIERS: (dim,), vectors.NORMS: (0,)}.get(name, (count, dim))
+        arrays[name] = _read_array(folder / name, kind, shape)
+    return Contents(parameters, arrays)
 
 
-def _require(path: pathlib.Path, good: bool) -> None:
-    if not good:
-        raise InputError(f'{path}: is not what {manifest.NAME} describes; export the index again.')
-
-
-def _parse(path: pathlib.Path, message: Message) -> Message:
-    try:
-        message.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise InputError(f'{path}: not a ScaNN protocol buffer ({error}); export the index again.') from error
-    return message
-
-
-def _check_numbers(
-    path: pathlib.Path, message: Message, vectors: list, empty: Message, *, width: int
-) -> None:
-    """Takes the vectors out of a message; each must be `width` finite numbers, the rest `empty`."""
-    good = all(len(vector) == width and math.isfinite(sum(vector)) for vector in vectors)
-    for vector in vectors:
-        del vector[:]
-    _require(path, good and message == empty)
-
-
-def _check_array(path: pathlib.Path, kind: type, shape: tuple[int, ...], below: int | None = None) -> None:
+def _read_array(
+    path: pathlib.Path, kind: type, shape: tuple[int, ...], below: int | None = None
+) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode='r' if 0 not in shape else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f'{path}: not a complete .npy file ({error}); export the index again.') from error
-    _require(path, array.dtype == kind and array.shape == shape and array.flags.c_contiguous)
+    manifest.require(path, array.dtype == kind and array.shape == shape and array.flags.c_contiguous)
     if below is not None:
         blocks = (array[start : start + _BLOCK] for start in range(0, len(array), _BLOCK))
-        _require(path, all(block.min() >= 0 and block.max() < below for block in blocks))
+        manifest.require(path, all(block.min() >= 0 and block.max() < below for block in blocks))
+    return array

@@ -35,6 +35,39 @@ def write(path: str | os.PathLike, *, rotation: np.ndarray, tower: Tower) -> Non
     np.savez(path, rotation=np.asarray(rotation, np.float32), **arrays)
 
 
+def read(path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) -> tuple[np.ndarray, Tower]:
+    """Reads what `write` wrote.
+
+    Args:
+      path: the file.
+      name: the tower's name.
+      args: the tower's hyperparameters.
+      dim: D.
+
+    Returns:
+      The rotation, [D, D] float32, and the tower.
+
+    Raises:
+      InputError: the file does not hold a transform of D dimensions.
+    """
+    if not zipfile.is_zipfile(path):
+        raise InputError(f'{path}: not an .npz archive; export the index again.')
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'{path}: not an archive of arrays ({error}); export the index again.') from error
+    rotation = arrays.pop('rotation', np.empty(0))
+    if _kind(rotation) != ((dim, dim), np.float32):
+        raise InputError(f'{path}: does not hold a {dim} by {dim} rotation; export the index again.')
+    params = traverse_util.unflatten_dict(arrays, sep='/').get('tower', {})
+    module = towers.build(name, **args)
+    expected = jax.eval_shape(lambda: towers.initial_params(module, dim, seed=0))
+    if jax.tree.map(_kind, params) != jax.tree.map(_kind, expected):
+        raise InputError(f'{path}: does not hold the parameters of tower {name!r}; export it again.')
+    return rotation, Tower(name, args, params)
+
+
 def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
     return array.shape, array.dtype
 
@@ -65,38 +98,9 @@ class QueryTransform:
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) -> 'QueryTransform':
-        """Reads what `write` wrote.
-
-        Args:
-          path: the file.
-          name: the tower's name.
-          args: the tower's hyperparameters.
-          dim: D.
-
-        Returns:
-          The transform.
-
-        Raises:
-          InputError: the file does not hold a transform of D dimensions.
-        """
-        if not zipfile.is_zipfile(path):
-            raise InputError(f'{path}: not an .npz archive; export the index again.')
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f'{path}: not an archive of arrays ({error}); export the index again.'
-            ) from error
-        rotation = arrays.pop('rotation', np.empty(0))
-        if _kind(rotation) != ((dim, dim), np.float32):
-            raise InputError(f'{path}: does not hold a {dim} by {dim} rotation; export the index again.')
-        params = traverse_util.unflatten_dict(arrays, sep='/').get('tower', {})
-        module = towers.build(name, **args)
-        expected = jax.eval_shape(lambda: towers.initial_params(module, dim, seed=0))
-        if jax.tree.map(_kind, params) != jax.tree.map(_kind, expected):
-            raise InputError(f'{path}: does not hold the parameters of tower {name!r}; export it again.')
-        return cls(rotation=rotation, tower=Tower(name, args, params))
+        """Opens what `write` wrote, see `read`."""
+        rotation, tower = read(path, name=name, args=args, dim=dim)
+        return cls(rotation=rotation, tower=tower)
 
     def __call__(self, queries: np.ndarray) -> np.ndarray:
         """Transforms queries.

@@ -16,10 +16,12 @@ class MismatchError(RuntimeError):
     """The written index does not search like the reference: a bug, or an engine that changed."""
 
 
-def _sample(params: IndexParams, encoding: Encoding, *, count: int, nprobe: int) -> np.ndarray:
+def _sample(params: IndexParams, encoding: Encoding, *, count: int, added: int, nprobe: int) -> np.ndarray:
     """Decoded documents as queries, [q, D], without those whose last probed list is tied with the next."""
-    total = encoding.lists.shape[0]
-    rows = np.sort(np.random.default_rng(0).choice(total, min(count, total), replace=False))
+    total, rng = encoding.lists.shape[0], np.random.default_rng(0)
+    rows = rng.choice(total, min(count, total), replace=False)
+    latest = encoding.documents - 1 - rng.choice(added, min(count, added), replace=False)
+    rows = np.union1d(rows, latest)
     queries = quantizer.decode(params, Encoding(lists=encoding.lists[rows], codes=encoding.codes[rows]))
     coarse = -np.sort(-np.asarray(quantizer.rotate(params, queries)) @ params.centroids.T, axis=1)
     if nprobe >= coarse.shape[1]:
@@ -79,11 +81,12 @@ def verify(
     params: IndexParams,
     encoding: Encoding,
     lookup: str = 'float',
-    corpus: np.ndarray | None = None,
+    documents: Callable[[np.ndarray], np.ndarray] | None = None,
     rounding: np.ndarray | None = None,
     nprobe: int,
     k: int = 10,
     count: int = 32,
+    added: int = 0,
 ) -> None:
     """Compares a sample of searches with the reference search.
 
@@ -96,16 +99,18 @@ def verify(
       params: the index.
       encoding: N documents, in one list or more each.
       lookup: how the engine scores codes.
-      corpus: [N, D] float, in the caller's space, where the engine re-scores by its rows.
-      rounding: [D] float32, then: how far a number that it stores may be off, in the rotated space.
+      documents: where the engine re-scores by them: rows [q, k] -> the documents [q, k, D] float32, rotated.
+      rounding: [D] float32, then: how far a number that it stores may be off.
       nprobe: P.
       k: documents compared for each query.
-      count: queries.
+      count: queries, made of documents.
+      added: how many of the last documents are new; of them as many queries more are made, for among the
+        others they may be too few to be met.
 
     Raises:
       MismatchError: they differ by more than rounding explains.
     """
-    queries = _sample(params, encoding, count=count, nprobe=nprobe)
+    queries = _sample(params, encoding, count=count, added=added, nprobe=nprobe)
     if not len(queries):
         return
     expected, wanted = (np.asarray(x) for x in search.search(params, encoding, queries, k=k, nprobe=nprobe))
@@ -119,13 +124,12 @@ def verify(
     approximate = np.where(real, entries[0] if one else _nearest_score(entries, scores), -np.inf)
     slack = _FLOAT * np.abs(expected[real]).max(initial=0) + lookup_error(params, queries, lookup=lookup)
     # With two copies, rounding decides which of them are among the candidates, and so what is averaged.
-    if one or (lookup == 'float' and corpus is None):
+    if one or (lookup == 'float' and documents is None):
         _compare('finds other documents', -np.sort(-approximate, axis=1), expected, 2 * slack)
-    if corpus is None:
+    if documents is None:
         _compare('reports other scores', scores, approximate, slack)
         return
-    documents = np.asarray(corpus[np.maximum(rows, 0)], np.float32) @ params.rotation
-    exact = np.einsum('qd,qkd->qk', rotated, documents)
+    exact = np.einsum('qd,qkd->qk', rotated, documents(np.maximum(rows, 0)))
     slack = _FLOAT * np.abs(exact[real]).max(initial=0) + (np.abs(rotated) @ rounding)[:, None]
     _compare('reports other exact scores', scores, np.where(real, exact, -np.inf), slack)
 
