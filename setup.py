@@ -11,6 +11,8 @@ EXTRAS = {
     'quickstart': ['scikit-learn>=1.5'],
     # pyarrow: embeddings in a column of a Parquet file.
     'parquet': ['pyarrow>=16'],
+    # apache-beam: mining and encoding on the workers of Dataflow, Flink or Spark.
+    'beam': ['apache-beam>=2.70'],
     # matplotlib: the pictures of the benchmarks.
     'benchmarks': ['matplotlib>=3.9', 'faiss-cpu>=1.9'],
     # matplotlib: the pictures of a run's report.
@@ -20,6 +22,7 @@ EXTRAS = {
     'tpu': ['jax[tpu]'],
     # What the test suite needs on top: it covers every extra that runs on a CPU.
     'test': [
+        'apache-beam>=2.70',
         'faiss-cpu>=1.9',
         'hypothesis>=6.100',
         'matplotlib>=3.9',

@@ -1,9 +1,9 @@
 """Encodes the corpus: the list and the codes of every document, region by region, resumable.
 
-A region of consecutive documents is finished, and where there is a store written, together. In it documents
-that about as many queries want go through the devices together, to pad few; those that no query wants take
-their nearest codewords and cost next to nothing. A device takes 8192 documents at once, or 1024 of the last
-ones, so that there are two compiled shapes for each of a few widths.
+A region of consecutive documents is finished, and where there is a store written, together, see `blocks`. In
+it documents that about as many queries want go through the devices together, to pad few; those that no query
+wants take their nearest codewords and cost next to nothing. A device takes 8192 documents at once, or 1024 of
+the last ones, so that there are two compiled shapes for each of a few widths.
 """
 
 import contextlib
@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import codes, files, host
+from dvq_jax import blocks, codes, files, host, towers
 from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
-from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import encode, rotate
 from dvq_jax.types import Array, Encoding, IndexParams
@@ -44,14 +43,14 @@ class Audience:
 
     Attributes:
       demand: the training queries.
-      transformed: [Q, D] float32, the same after the tower.
+      tower: the query tower that searches go through.
       queries: how many a document gets at most.
       prior: how many more it is taken to have, from everywhere.
       sweeps: of the coordinate descent.
     """
 
     demand: Demand
-    transformed: np.ndarray
+    tower: towers.Tower
     queries: int
     prior: float
     sweeps: int
@@ -68,6 +67,9 @@ class Store:
     Each region is a file under `parts/` first, so that several processes, on a folder that all of them see,
     can write at once, and an interrupted pass goes on; process 0 then joins them. `of` says what is encoded.
 
+    Attributes:
+      parts: the finished regions.
+
     Args:
       folder: created where it is missing.
 
@@ -78,16 +80,21 @@ class Store:
     def __init__(self, folder: pathlib.Path):
         self._folder = files.make_folder(folder)
         self._parts = folder / 'parts'
+        self.parts = blocks.Parts(self._parts)
 
     def begin(self, identity: str) -> None:
         """Removes what is an encoding of something else, or by other settings."""
-        mark = self._folder / 'of'
-        if jax.process_index() == 0 and (not mark.exists() or mark.read_text(encoding='utf-8') != identity):
+        if jax.process_index() == 0 and not self.holds(identity):
             shutil.rmtree(self._folder)
             files.make_folder(self._parts)
-            with files.atomic_file(mark) as aside:
+            with files.atomic_file(self._folder / 'of') as aside:
                 aside.write_text(identity, encoding='utf-8')
         multihost_utils.sync_global_devices('a store begins')
+
+    def holds(self, identity: str) -> bool:
+        """Whether it is of this encoding, finished or not."""
+        mark = self._folder / 'of'
+        return mark.exists() and mark.read_text(encoding='utf-8') == identity
 
     def read(self, names: Iterable[str]) -> dict[str, np.ndarray] | None:
         """The joined arrays by name, memory-mapped; None where not all are there yet."""
@@ -96,18 +103,8 @@ class Store:
             return None
         return {name: np.load(path, mmap_mode='r', allow_pickle=False) for name, path in paths.items()}
 
-    def has(self, region: int) -> bool:
-        """Whether a region is finished."""
-        return self._part(region).exists()
-
-    def write(self, region: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps a region, name -> [copies, n, ...]."""
-        with files.atomic_file(self._part(region)) as aside, open(aside, 'wb') as file:
-            np.savez(file, **arrays)
-
     def join(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Makes one array of all regions for each name, [copies, N, ...], and removes the parts."""
-        multihost_utils.sync_global_devices('all regions are written')
         if jax.process_index() == 0:
             with contextlib.ExitStack() as stack:
                 arrays = {}
@@ -115,24 +112,18 @@ class Store:
                     aside = stack.enter_context(files.atomic_file(self._folder / f'{name}.npy'))
                     arrays[name] = np.lib.format.open_memmap(aside, 'w+', _KINDS[name], shape)
                 for number, region in enumerate(regions):
-                    with np.load(self._part(number)) as part:
-                        for name, array in arrays.items():
-                            array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
+                    part = self.parts[number]
+                    for name, array in arrays.items():
+                        array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
                 for array in arrays.values():
                     array.flush()
             shutil.rmtree(self._parts)
         multihost_utils.sync_global_devices('a store is joined')
 
-    def _part(self, region: int) -> pathlib.Path:
-        return self._parts / f'{region}.npz'
 
-
-def store_of(workdir: pathlib.Path, step: int) -> Store | None:
-    """Where a run keeps the encoding of a checkpoint; None where its folder cannot be written to."""
-    try:
-        return Store(workdir / _FOLDER / str(step))
-    except InputError:
-        return None
+def store_of(workdir: pathlib.Path, step: int) -> Store:
+    """Where a run keeps the encoding of a checkpoint; raises InputError where it cannot be written to."""
+    return Store(workdir / _FOLDER / str(step))
 
 
 def prune_stores(workdir: pathlib.Path, kept: Sequence[int]) -> None:
@@ -199,33 +190,78 @@ def _on_every_device(array: np.ndarray) -> Array:
     return _on_devices('put')(np.broadcast_to(array, (jax.local_device_count(), *array.shape)))
 
 
-class _Encoder:
-    """Encodes regions of the corpus; what all of them need is put on the devices once."""
+class Encoder:
+    """The encoding of a corpus, cut into regions; a `blocks.Work`.
+
+    A region is 'codes' [copies, n, M] uint8 and, where lists are not decided, 'lists' [1, n] int32.
+
+    Args:
+      params, corpus, lists, audience: as `encode_corpus` takes them.
+
+    Attributes:
+      lists: as given.
+      copies: A.
+      shapes: of the whole encoding's arrays, by name.
+    """
+
+    label, unit = 'encode', 'documents'
 
     def __init__(
         self, params: IndexParams, corpus: np.ndarray, lists: np.ndarray | None, audience: Audience | None
     ):
+        count = len(corpus)
         self._params, self._corpus, self._audience = params, corpus, audience
-        self._lists = None if lists is None else lists.reshape(-1, len(corpus))
-        if audience is not None:
-            rotated = np.asarray(rotate(params, jnp.asarray(audience.transformed)))
-            padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
-            table = np.ascontiguousarray(codes.by_codebook(params, padded))
-            products = np.asarray(codes.codeword_products(jnp.asarray(params.codebooks)))
-            self._shared = (_on_every_device(products), _on_every_device(table))
+        self.lists, self.copies = lists, 1 if lists is None else len(lists) // count
+        self.blocks = blocks.cut(count, _REGION)
+        self.shapes = {'codes': (self.copies * count, len(params.codebooks))}
+        if lists is None:
+            self.shapes['lists'] = (count,)
 
-    def __call__(self, region: slice, progress: Progress) -> dict[str, np.ndarray]:
-        """'codes' [copies, n, M] uint8 of a region and, where lists are not decided, 'lists' [1, n] int32."""
+    def identity(self) -> str:
+        """A digest of all that the encoding depends on; nothing computed, which differs with the platform."""
+        params, audience = self._params, self._audience
+        arrays = [params.centroids, params.codebooks, params.rotation, self.lists]
+        settings = [fingerprint(self._corpus)]
+        if audience is not None:
+            demand, tower = audience.demand, audience.tower
+            arrays += [demand.queries, demand.rows, demand.ranks, demand.offsets, demand.topk_scores]
+            arrays += jax.tree.leaves(tower.params)
+            settings += [audience.queries, audience.prior, audience.sweeps]
+            settings += [tower.name, sorted(tower.args.items())]
+        digest = hashlib.sha256(repr(settings).encode())
+        for array in arrays:
+            digest.update(b'-' if array is None else np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def size(self, number: int) -> int:
+        """How many documents a region has, counting copies."""
+        region = self.blocks[number]
+        return self.copies * (region.stop - region.start)
+
+    @functools.cached_property
+    def _shared(self) -> tuple[Array, Array]:
+        """What all regions need, on the devices."""
+        transformed = towers.apply(self._audience.tower, self._audience.demand.queries)
+        rotated = np.asarray(rotate(self._params, jnp.asarray(transformed)))
+        padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
+        table = np.ascontiguousarray(codes.by_codebook(self._params, padded))
+        products = np.asarray(codes.codeword_products(jnp.asarray(self._params.codebooks)))
+        return _on_every_device(products), _on_every_device(table)
+
+    def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Encodes a region."""
+        region = self.blocks[number]
+        lists = None if self.lists is None else self.lists.reshape(self.copies, -1)
+        copies = [None] if lists is None else lists
         size, books = region.stop - region.start, len(self._params.codebooks)
-        copies = [None] if self._lists is None else self._lists
         made = {'codes': np.empty((len(copies), size, books), np.uint8)}
-        if self._lists is None:
+        if lists is None:
             made['lists'] = np.empty((1, size), np.int32)
         for width, rows in _groups(region, self._audience):
             for some in _pieces(rows):
                 docs = gather(self._corpus, some)
-                for copy, lists in enumerate(copies):
-                    part = self._block(some, docs, None if lists is None else lists[some], width=width)
+                for copy, own in enumerate(copies):
+                    part = self._block(some, docs, None if own is None else own[some], width=width)
                     for name, array in made.items():
                         array[copy, some - region.start] = getattr(part, name)
                     progress.add(len(some))
@@ -272,22 +308,6 @@ def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
         start += size
 
 
-def _identity(
-    params: IndexParams, corpus: np.ndarray, lists: np.ndarray | None, audience: Audience | None
-) -> str:
-    """A digest of all that an encoding depends on."""
-    arrays = [params.centroids, params.codebooks, params.rotation, lists]
-    settings = [fingerprint(corpus)]
-    if audience is not None:
-        arrays += [audience.transformed, audience.demand.rows, audience.demand.ranks]
-        arrays += [audience.demand.offsets, audience.demand.topk_scores]
-        settings += [audience.queries, audience.prior, audience.sweeps]
-    digest = hashlib.sha256(repr(settings).encode())
-    for array in arrays:
-        digest.update(b'-' if array is None else np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 def encode_corpus(
     params: IndexParams,
     corpus: np.ndarray,
@@ -316,36 +336,34 @@ def encode_corpus(
     Example:
       encoding = encode_corpus(params, np.load('docs.npy', mmap_mode='r'))
     """
-    count, copies = len(corpus), 1 if lists is None else len(lists) // len(corpus)
-    shapes = {'codes': (copies * count, len(params.codebooks))}
-    if lists is None:
-        shapes['lists'] = (count,)
-    regions = [slice(start, min(start + _REGION, count)) for start in range(0, count, _REGION)]
-    todo = range(len(regions))
+    return collect(Encoder(params, corpus, lists, audience), store, quiet=quiet)
+
+
+def collect(encoder: Encoder, store: Store | None = None, *, quiet: bool = False) -> Encoding:
+    """Encodes the regions that are not finished, and makes one encoding of all.
+
+    Args:
+      encoder: of the corpus.
+      store: see `encode_corpus`.
+      quiet: print no progress.
+
+    Returns:
+      The encoding of A·N entries on the host.
+    """
+    arrays = None
     if store is not None:
-        store.begin(_identity(params, corpus, lists, audience))
-        arrays = store.read(shapes)
-        mine = range(jax.process_index(), len(regions), jax.process_count())
-        todo = [number for number in mine if not store.has(number)] if arrays is None else []
-    if todo:
-        encoder = _Encoder(params, corpus, lists, audience)
-        total = copies * sum(regions[number].stop - regions[number].start for number in todo)
-        progress = Progress('encode', total=total, unit='documents', every=float('inf') if quiet else 5.0)
-        parts = []
-        for number in todo:
-            part = encoder(regions[number], progress)
-            if store is None:
-                parts.append(part)
-            else:
-                store.write(number, part)
-        if not quiet:
-            progress.done()
-    if store is None:
-        arrays = {
-            name: np.concatenate([part[name] for part in parts], axis=1).reshape(shape)
-            for name, shape in shapes.items()
-        }
-    elif arrays is None:
-        store.join(regions, shapes)
-        arrays = store.read(shapes)
-    return Encoding(lists=arrays['lists'] if lists is None else lists, codes=arrays['codes'], copies=copies)
+        store.begin(encoder.identity())
+        arrays = store.read(encoder.shapes)
+    if arrays is None:
+        parts = blocks.finish(encoder, None if store is None else store.parts, quiet=quiet)
+        if store is None:
+            found = [parts[number] for number in range(len(encoder.blocks))]
+            arrays = {
+                name: np.concatenate([part[name] for part in found], axis=1).reshape(shape)
+                for name, shape in encoder.shapes.items()
+            }
+        else:
+            store.join(encoder.blocks, encoder.shapes)
+            arrays = store.read(encoder.shapes)
+    lists = arrays['lists'] if encoder.lists is None else encoder.lists
+    return Encoding(lists=lists, codes=arrays['codes'], copies=encoder.copies)

@@ -13,7 +13,7 @@ from dvq_jax import checkpoint, metrics, search, towers
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, read_demand
-from dvq_jax.encode import Audience, encode_corpus, store_of
+from dvq_jax.encode import Audience, Encoder, collect, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
@@ -206,11 +206,27 @@ def audience_of(demand: Demand | None, tower: towers.Tower, settings: Mapping[st
     """
     if not settings['queries']:
         return None
-    return Audience(demand=demand, transformed=towers.apply(tower, demand.queries), **settings)
+    return Audience(demand=demand, tower=tower, **settings)
+
+
+def encoder_of(trained: checkpoint.Trained, dataset: Dataset) -> Encoder:
+    """What encodes the corpus as the checkpoint's run does: the same lists, codes for the same queries.
+
+    Args:
+      trained: from `open_trained`.
+      dataset: its dataset.
+
+    Returns:
+      The encoder.
+    """
+    settings = trained.config['codes']
+    demand = read_demand(dataset.train, len(dataset.corpus)) if settings['queries'] else None
+    audience = audience_of(demand, trained.tower, settings)
+    return Encoder(trained.params, dataset.corpus, trained.lists, audience)
 
 
 def encode_trained(trained: checkpoint.Trained, dataset: Dataset) -> Encoding:
-    """Encodes the corpus as the checkpoint's run does: the same lists, codes chosen for the same queries.
+    """The corpus as the checkpoint's run encodes it, see `encoder_of`.
 
     The run keeps the encodings of its checkpoints; what is there already is not made again.
 
@@ -221,11 +237,11 @@ def encode_trained(trained: checkpoint.Trained, dataset: Dataset) -> Encoding:
     Returns:
       The encoding, on the host.
     """
-    settings = trained.config['codes']
-    demand = read_demand(dataset.train, len(dataset.corpus)) if settings['queries'] else None
-    audience = audience_of(demand, trained.tower, settings)
-    store = store_of(trained.workdir, trained.step)
-    return encode_corpus(trained.params, dataset.corpus, trained.lists, audience=audience, store=store)
+    try:
+        store = store_of(trained.workdir, trained.step)
+    except InputError:  # somebody else's run, that may only be read
+        store = None
+    return collect(encoder_of(trained, dataset), store)
 
 
 def dense_metrics(queries: Queries) -> dict[str, float]:

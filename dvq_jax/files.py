@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 from dvq_jax.errors import InputError
@@ -59,11 +60,13 @@ def check_output(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_file(path: str | os.PathLike, *, contested: bool = False) -> Iterator[pathlib.Path]:
     """Gives a path to write to; on success it replaces `path`, on an exception it is removed.
 
     Args:
       path: the file to create or replace; its folder is created.
+      contested: others may be writing the same file: the temporary path is this call's alone, and the last
+        one to end stays.
 
     Yields:
       The temporary path, in the same folder.
@@ -72,7 +75,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       InputError: `path` is a folder, or its folder cannot be written to.
     """
     path = check_output(path)
-    aside = _aside(path)
+    aside = _aside(path.with_name(f'{path.name}.{uuid.uuid4().hex}') if contested else path)
     try:
         yield aside
         os.replace(aside, path)

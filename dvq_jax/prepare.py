@@ -30,14 +30,34 @@ class Inputs(NamedTuple):
     positives: list[np.ndarray]
 
 
+def new_dataset(out: Path) -> pathlib.Path:
+    """The absolute path of a dataset to create; raises InputError where it exists."""
+    out = pathlib.Path(out).absolute()
+    if out.exists():
+        raise InputError(f'{out}: exists already; remove it or give another output.')
+    return out
+
+
+def mining_folder(out: pathlib.Path) -> pathlib.Path:
+    """Where the finished mining of a dataset is kept until the dataset is written."""
+    return out.with_name(f'.{out.name}.mining')
+
+
 def read_inputs(
-    *, corpus: Path, queries: Path, corpus_ids: Path | None, query_ids: Path | None, qrels: Path | None
+    *,
+    corpus: Path,
+    queries: Path,
+    topk: int,
+    corpus_ids: Path | None = None,
+    query_ids: Path | None = None,
+    qrels: Path | None = None,
 ) -> Inputs:
     """Opens and checks what `prepare` is given; writes nothing.
 
     Args:
       corpus: document embeddings, a file that `data.open_embeddings` knows.
       queries: query embeddings, likewise.
+      topk: how many of the teacher's documents each query is to get.
       corpus_ids: a `.tsv` whose first column is the documents' ids; None takes row numbers.
       query_ids: the queries' ids, likewise.
       qrels: TREC qrels, or None.
@@ -58,6 +78,10 @@ def read_inputs(
             positives = data.read_qrels(qrels, names, doc_ids)
     data.check_finite(vectors, queries)
     data.check_finite(docs, corpus)
+    if len(vectors) < 2:
+        raise InputError(f'{queries}: holds a single query; give at least 2, one is held out to choose by.')
+    if topk > len(docs):
+        raise InputError(f'{corpus}: has {len(docs)} documents, topk is {topk}; lower topk.')
     return Inputs(docs, vectors, names, positives)
 
 
@@ -93,18 +117,12 @@ def prepare(
       prepare(corpus='docs.npy', queries='queries.npy', out='DATASET', topk=200)
     """
     begin = time.monotonic()
-    out = pathlib.Path(out).absolute()
-    if out.exists():
-        raise InputError(f'{out}: exists already; remove it or give another output.')
+    out = new_dataset(out)
     inputs = read_inputs(
-        corpus=corpus, queries=queries, corpus_ids=corpus_ids, query_ids=query_ids, qrels=qrels
+        corpus=corpus, queries=queries, topk=topk, corpus_ids=corpus_ids, query_ids=query_ids, qrels=qrels
     )
-    if len(inputs.queries) < 2:
-        raise InputError(f'{queries}: holds a single query; give at least 2, one is held out to choose by.')
-    if topk > len(inputs.corpus):
-        raise InputError(f'{corpus}: has {len(inputs.corpus)} documents, topk is {topk}; lower topk.')
     files.make_folder(out.parent)
-    mined = out.with_name(f'.{out.name}.mining')
+    mined = mining_folder(out)
     topk_ids, topk_scores = teacher.mine(inputs.corpus, inputs.queries, topk, cache=mined)
     dev = dataset.held_out(inputs.query_ids, dev_queries)
     with files.atomic_folder(out) as folder:

@@ -1,9 +1,10 @@
 """The teacher's exact Top-K: for each query the K documents with the largest inner product (eq. 4).
 
-The corpus streams by once for each block of queries, the unit of resumption, see `exact`. Neither [Q, N]
-scores nor the corpus are ever held whole.
+The corpus streams by once for each block of queries, see `exact`, and finished blocks can be kept, see
+`blocks`. Neither [Q, N] scores nor the corpus are ever held whole.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -11,10 +12,78 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dvq_jax import exact, files, host
+from dvq_jax import blocks, exact, files, host
 from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
+
+QUERY_BLOCK = 8192
+CORPUS_BLOCK = 131_072
+
+
+class Mining:
+    """The Top-K of some queries, cut into blocks of them; a `blocks.Work`.
+
+    A block is 'ids' [q, k] int32, rows of the corpus, and 'scores' [q, k] float32.
+
+    Args:
+      corpus, queries, k, devices, query_block, corpus_block: as `mine` takes them.
+
+    Raises:
+      InputError: k is not in [1, N].
+    """
+
+    label, unit = 'mine', 'scores'
+
+    def __init__(
+        self,
+        corpus: np.ndarray,
+        queries: np.ndarray,
+        k: int,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        query_block: int = QUERY_BLOCK,
+        corpus_block: int = CORPUS_BLOCK,
+    ):
+        if not 1 <= k <= len(corpus):
+            raise InputError(f'top {k} of {len(corpus)} documents does not exist; choose 1 to {len(corpus)}.')
+        self._corpus, self._queries, self._k = corpus, queries, k
+        self._devices, self._corpus_block = devices, corpus_block
+        self._query_block = exact.even(len(queries), query_block)
+        self.blocks = blocks.cut(len(queries), self._query_block)
+
+    def identity(self) -> str:
+        """A digest of all that the answer depends on; what computes it changes scores by rounding alone."""
+        inputs = (fingerprint(self._corpus), fingerprint(self._queries), self._k, self._query_block)
+        return hashlib.sha256(repr(inputs).encode()).hexdigest()
+
+    def parts(self, cache: str | os.PathLike) -> blocks.Parts:
+        """Its finished blocks in a folder, which is created, and may hold others'.
+
+        Raises:
+          InputError: the folder cannot be written to.
+        """
+        return blocks.Parts(files.make_folder(cache), f'{self.identity()[:16]}.')
+
+    def size(self, number: int) -> int:
+        """How many scores a block computes."""
+        block = self.blocks[number]
+        return (block.stop - block.start) * len(self._corpus)
+
+    def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Searches for the queries of a block."""
+        ids, scores = self._search(np.asarray(self._queries[self.blocks[number]], np.float32), progress)
+        return {'ids': ids, 'scores': scores}
+
+    @functools.cached_property
+    def _search(self) -> exact.Search:
+        devices = self._devices
+        if devices is None and not host.is_all_there_is():
+            devices = jax.local_devices()
+        if devices is None:
+            return exact.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
+        sizes = {'query_block': self._query_block, 'corpus_block': self._corpus_block}
+        return exact.on_devices(self._corpus, self._k, devices=devices, **sizes)
 
 
 def mine(
@@ -24,8 +93,8 @@ def mine(
     *,
     cache: str | os.PathLike | None = None,
     devices: Sequence[jax.Device] | None = None,
-    query_block: int = 8192,
-    corpus_block: int = 131_072,
+    query_block: int = QUERY_BLOCK,
+    corpus_block: int = CORPUS_BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k largest ⟨v_q, v_d⟩ of each query over the whole corpus, larger first, ties by lowest row.
 
@@ -33,8 +102,9 @@ def mine(
       corpus: [N, D] float16 or float32, usually memory-mapped.
       queries: [Q, D] float16 or float32.
       k: how many documents a query gets, at most N.
-      cache: a folder for finished query blocks; another call with the same inputs goes on from there.
-        None keeps nothing.
+      cache: a folder for finished query blocks; another call with the same inputs goes on from there, and the
+        processes of a `jax.distributed` run, on a folder that all of them see, share the work. None keeps
+        nothing.
       devices: what to compute on by XLA; None takes all local accelerators, or where there are none this
         host's BLAS.
       query_block: at most so many queries are finished, and stored, together; each such block reads the
@@ -51,37 +121,11 @@ def mine(
     Example:
       ids, scores = mine(np.load('docs.npy', mmap_mode='r'), queries, 200)
     """
-    if not 1 <= k <= len(corpus):
-        raise InputError(f'top {k} of {len(corpus)} documents does not exist; choose 1 to {len(corpus)}.')
-    if devices is None and not host.is_all_there_is():
-        devices = jax.local_devices()
-    platform = 'host' if devices is None else devices[0].platform
-    size = exact.even(len(queries), query_block)
-    blocks = [slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
-    paths = {}
-    if cache is not None:
-        inputs = (fingerprint(corpus), fingerprint(queries), k, size, corpus_block, platform)
-        name = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
-        paths = {block.start: files.make_folder(cache) / f'{name}.{block.start}.npz' for block in blocks}
-    found = {start for start, path in paths.items() if path.exists()}
-    finished = sum(block.stop - block.start for block in blocks if block.start in found)
-    total = len(queries) * len(corpus)
-    progress = Progress('mine', total=total, unit='scores', start=finished * len(corpus))
-    if devices is None:
-        search = exact.on_host(corpus, k, corpus_block=corpus_block)
-    else:
-        blocks_of = {'query_block': size, 'corpus_block': corpus_block}
-        search = exact.on_devices(corpus, k, devices=devices, **blocks_of)
+    work = Mining(corpus, queries, k, devices=devices, query_block=query_block, corpus_block=corpus_block)
+    found = blocks.finish(work, None if cache is None else work.parts(cache))
     ids = np.empty((len(queries), k), np.int32)
     scores = np.empty((len(queries), k), np.float32)
-    for block in blocks:
-        if block.start in found:
-            with np.load(paths[block.start]) as stored:
-                ids[block], scores[block] = stored['ids'], stored['scores']
-            continue
-        ids[block], scores[block] = search(np.asarray(queries[block], np.float32), progress)
-        if paths:
-            with files.atomic_file(paths[block.start]) as aside, open(aside, 'wb') as file:
-                np.savez(file, ids=ids[block], scores=scores[block])
-    progress.done()
+    for number, block in enumerate(work.blocks):
+        part = found[number]
+        ids[block], scores[block] = part['ids'], part['scores']
     return ids, scores

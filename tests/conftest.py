@@ -44,13 +44,12 @@ def collection(tmp_path_factory):
     return {**paths, 'dataset': str(folder / 'dataset')}
 
 
-@pytest.fixture
-def small_config(collection):
-    """configs/default.py shrunk to the small collection."""
+def shrunk_config(dataset):
+    """configs/default.py shrunk to a small collection's dataset."""
     from configs import default
 
     config = default.get_config()
-    config.data.dataset = collection['dataset']
+    config.data.dataset = dataset
     config.data.batch_size = 16
     config.index.lists, config.index.codebooks, config.index.codewords = 16, 4, 16
     config.initialize.opq_iterations = config.initialize.coarse_iterations = 3
@@ -61,3 +60,9 @@ def small_config(collection):
     config.train.steps, config.train.log_every, config.train.checkpoint_every = 20, 5, 10
     config.eval.nprobe = 4
     return config
+
+
+@pytest.fixture
+def small_config(collection):
+    """configs/default.py shrunk to the small collection."""
+    return shrunk_config(collection['dataset'])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dvq_jax import corpus, demand, encode, host, quantizer
+from dvq_jax import corpus, demand, encode, host, quantizer, towers
 from tests.quantizer_test import L, random_docs, random_index
 
 
@@ -34,7 +34,7 @@ def test_codes_serve_the_queries_that_want_a_document(most):
     scores = queries @ docs.T
     ids = np.argsort(-scores, axis=1)[:, :20].astype(np.int32)
     known = demand.turn_round(queries, ids, np.take_along_axis(scores, ids, axis=1), len(docs))
-    audience = encode.Audience(demand=known, transformed=queries, queries=most, prior=1.0, sweeps=3)
+    audience = encode.Audience(demand=known, tower=towers.Tower(), queries=most, prior=1.0, sweeps=3)
     plain = encode.encode_corpus(index, docs)
     chosen = encode.encode_corpus(index, docs, np.tile(plain.lists, 2), audience=audience)
     assert chosen.copies == 2
@@ -57,7 +57,7 @@ def audience():
     scores = queries @ docs.T
     ids = np.argsort(-scores, axis=1)[:, :20].astype(np.int32)
     known = demand.turn_round(queries, ids, np.take_along_axis(scores, ids, axis=1), len(docs))
-    return encode.Audience(demand=known, transformed=queries, queries=16, prior=1.0, sweeps=3)
+    return encode.Audience(demand=known, tower=towers.Tower(), queries=16, prior=1.0, sweeps=3)
 
 
 @pytest.mark.parametrize('decided', [True, False])

@@ -17,6 +17,15 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == 'old' and list(path.parent.iterdir()) == [path]
 
 
+def test_two_may_write_the_same_file_at_once(tmp_path):
+    with files.atomic_file(tmp_path / 'file', contested=True) as one:
+        one.write_text('one')
+        with files.atomic_file(tmp_path / 'file', contested=True) as other:
+            other.write_text('other')
+        assert (tmp_path / 'file').read_text() == 'other'
+    assert (tmp_path / 'file').read_text() == 'one' and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_failed_folder_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), files.atomic_folder(tmp_path / 'out') as aside:
         (aside / 'file').write_text('half')

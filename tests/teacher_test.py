@@ -1,5 +1,6 @@
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 
@@ -135,3 +136,34 @@ def test_mine_gives_the_same_bytes_on_any_number_of_devices():
     assert counts == ('1', '3', '8')
     assert len(set(digests)) == 1
     assert all(len(digest) == hashlib.sha256().digest_size * 2 for digest in digests)
+
+
+_ON_PROCESSES = """
+import hashlib, sys, jax, numpy as np
+from dvq_jax import teacher
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+rng = np.random.default_rng(0)
+corpus, queries = (rng.normal(size=(n, 16)).astype(np.float32) for n in (500, 90))
+settings = {'query_block': 30, 'devices': jax.local_devices()}
+alone = teacher.mine(corpus, queries, 9, **settings)
+calls, search = [], teacher.Mining.__call__
+teacher.Mining.__call__ = lambda work, *block: calls.append(block[0]) or search(work, *block)
+shared = teacher.mine(corpus, queries, 9, cache=sys.argv[3], **settings)
+print(calls, all(np.array_equal(*pair) for pair in zip(alone, shared, strict=True)))
+"""
+
+
+def test_processes_that_see_one_cache_share_the_blocks(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    started = [
+        subprocess.Popen(
+            [sys.executable, '-c', _ON_PROCESSES, address, str(number), str(tmp_path)],
+            env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in started]
+    assert [out.splitlines()[-1:] for out, _ in said] == [['[0, 2] True'], ['[1] True']], said

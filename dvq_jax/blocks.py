@@ -1,0 +1,103 @@
+"""Corpus-sized work, cut into blocks: each is kept when it is finished, so that interrupted work goes on.
+
+The blocks do not depend on each other. One process does them in turn, several processes of a
+`jax.distributed` run share them, and Beam's workers take them as they come (`beam`).
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dvq_jax import files
+from dvq_jax.progress import Progress
+
+
+class Work(Protocol):
+    """What is done block by block.
+
+    Attributes:
+      label: what is being done, as `Progress` takes it.
+      unit: what it counts.
+      blocks: rows of each block, in order.
+    """
+
+    label: str
+    unit: str
+    blocks: Sequence[slice]
+
+    def size(self, number: int) -> int:
+        """How many units a block has."""
+
+    def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Does a block, counting its units; its arrays by name."""
+
+
+class Parts:
+    """Finished blocks on disk: arrays by name, by the number of the block.
+
+    Several processes, on a folder that all of them see, can write at once.
+
+    Args:
+      folder: where they are; created when the first one is written.
+      prefix: of the files' names.
+    """
+
+    def __init__(self, folder: pathlib.Path, prefix: str = ''):
+        self._folder, self._prefix = folder, prefix
+
+    def __contains__(self, number: int) -> bool:
+        return self._path(number).exists()
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        with np.load(self._path(number), allow_pickle=False) as stored:
+            return dict(stored)
+
+    def __setitem__(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        # Beam may give a block to two workers.
+        with files.atomic_file(self._path(number), contested=True) as aside, open(aside, 'wb') as file:
+            np.savez(file, **arrays)
+
+    def _path(self, number: int) -> pathlib.Path:
+        return self._folder / f'{self._prefix}{number}.npz'
+
+
+def cut(rows: int, size: int) -> list[slice]:
+    """Blocks of consecutive rows, the last one shorter."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def missing(work: Work, parts: Parts) -> list[int]:
+    """Numbers of the blocks that are not finished."""
+    return [number for number in range(len(work.blocks)) if number not in parts]
+
+
+def finish(work: Work, parts: Parts | None = None, *, quiet: bool = False) -> Mapping[int, dict]:
+    """Does the blocks that are not finished; the processes of a run share those that go to `parts`.
+
+    Args:
+      work: what is to be done, the same in every process.
+      parts: finished blocks, on a folder that all processes see; None holds them in this process's memory.
+      quiet: print no progress.
+
+    Returns:
+      All blocks by number, each its arrays by name.
+    """
+    shared = parts is not None
+    # By number, not by what is missing: of that every process would see something else.
+    own = range(jax.process_index() if shared else 0, len(work.blocks), jax.process_count() if shared else 1)
+    parts = parts if shared else {}
+    todo = [number for number in own if number not in parts]
+    total, left = (sum(map(work.size, numbers)) for numbers in (own, todo))
+    every = float('inf') if quiet else 5.0
+    progress = Progress(work.label, total=total, unit=work.unit, start=total - left, every=every)
+    for number in todo:
+        parts[number] = work(number, progress)
+    if todo and not quiet:
+        progress.done()
+    if shared:
+        multihost_utils.sync_global_devices('all blocks are finished')
+    return parts
