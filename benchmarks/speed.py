@@ -5,7 +5,7 @@ python benchmarks/speed.py --corpus=docs.npy --queries=queries.npy --dataset=DAT
 
 Every part that is finished is stored; --parts runs some, and --report_only prints the tables of those that
 are there. Sides are timed in turn after a first round that does not count, and medians are compared. The step
-of the peers needs PyTorch, the parts 'input' a dataset that `prepare` wrote.
+of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
 """
 
 import importlib.metadata

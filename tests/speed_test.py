@@ -30,7 +30,7 @@ MACHINE = {'cpu': 'a processor', 'jax': '1.2.3'}
 def quick_compilation(monkeypatch):
     """Here and in processes of their own: compiling is most of the time, and none is measured."""
     monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', before)
