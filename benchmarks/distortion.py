@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-import faiss
 import numpy as np
+import speed_clustering as fits
 from absl import app, flags
 
 from dvq_jax import clustering, files
@@ -28,56 +28,6 @@ _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
 _CODEBOOKS = flags.DEFINE_integer('codebooks', 16, 'M.')
 _ITERATIONS = flags.DEFINE_integer('iterations', 20, 'Of k-means and PQ; alternations of OPQ.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Seeds averaged over.')
-
-BITS = 8
-
-
-def _coarse_distortion(sample: np.ndarray, centroids: np.ndarray) -> float:
-    flat = faiss.IndexFlatL2(sample.shape[1])
-    flat.add(np.ascontiguousarray(centroids))
-    return float(flat.search(sample, 1)[0].mean())
-
-
-def _pq_distortion(sample: np.ndarray, codebooks: np.ndarray) -> float:
-    pq = faiss.ProductQuantizer(sample.shape[1], len(codebooks), BITS)
-    faiss.copy_array_to_vector(np.ascontiguousarray(codebooks).ravel(), pq.centroids)
-    return float(np.square(pq.decode(pq.compute_codes(sample)) - sample).sum(1).mean())
-
-
-def _faiss_pq(sample: np.ndarray, iterations: int, seed: int) -> np.ndarray:
-    pq = faiss.ProductQuantizer(sample.shape[1], _CODEBOOKS.value, BITS)
-    pq.cp.niter, pq.cp.seed, pq.cp.max_points_per_centroid = iterations, seed, len(sample)
-    pq.train(sample)
-    return faiss.vector_to_array(pq.centroids).reshape(_CODEBOOKS.value, 2**BITS, -1)
-
-
-def _faiss_kmeans(sample: np.ndarray, seed: int) -> float:
-    trained = faiss.Kmeans(
-        sample.shape[1], _LISTS.value, niter=_ITERATIONS.value, seed=seed, max_points_per_centroid=len(sample)
-    )
-    trained.train(sample)
-    return trained.centroids
-
-
-def _faiss_opq(sample: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    matrix = faiss.OPQMatrix(sample.shape[1], _CODEBOOKS.value)
-    matrix.niter, matrix.max_train_points = _ITERATIONS.value, len(sample)
-    matrix.pq = faiss.ProductQuantizer(sample.shape[1], _CODEBOOKS.value, BITS)
-    matrix.train(sample)
-    rotated = matrix.apply(sample)
-    return _faiss_pq(rotated, 10, seed), rotated
-
-
-def _ours_opq(sample: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    books, rotation = clustering.opq(
-        sample,
-        codebooks=_CODEBOOKS.value,
-        codewords=2**BITS,
-        iterations=_ITERATIONS.value,
-        pq_iterations=10,
-        seed=seed,
-    )
-    return books, sample @ rotation
 
 
 def _mean(fit: Callable, judge: Callable) -> dict[str, float]:
@@ -97,25 +47,27 @@ def main(_argv: list[str]) -> None:
     sample = gather(corpus, np.sort(rows))
     count = {'iterations': _ITERATIONS.value}
     centroids = clustering.kmeans(sample, _LISTS.value, **count)[0]
-    flat = faiss.IndexFlatL2(sample.shape[1])
-    flat.add(np.ascontiguousarray(centroids))
-    residuals = sample - centroids[flat.search(sample, 1)[1][:, 0]]
-    pq = {'groups': _CODEBOOKS.value, **count}
+    residuals = fits.residuals_of(sample, centroids)
+    books = {'codebooks': _CODEBOOKS.value}
     pairs = {
         'k-means': (
             lambda seed: clustering.kmeans(sample, _LISTS.value, seed=seed, **count)[0],
-            lambda seed: _faiss_kmeans(sample, seed),
-            lambda fitted: _coarse_distortion(sample, fitted),
+            lambda seed: fits.faiss_kmeans(sample, lists=_LISTS.value, seed=seed, **count),
+            lambda fitted: fits.coarse_distortion(sample, fitted),
         ),
         'PQ of residuals': (
-            lambda seed: clustering.kmeans(residuals, 2**BITS, seed=seed, **pq),
-            lambda seed: _faiss_pq(residuals, _ITERATIONS.value, seed),
-            lambda fitted: _pq_distortion(residuals, fitted),
+            lambda seed: clustering.kmeans(
+                residuals, 2**fits.BITS, groups=_CODEBOOKS.value, seed=seed, **count
+            ),
+            lambda seed: fits.faiss_pq(residuals, seed=seed, **books, **count),
+            lambda fitted: fits.pq_distortion(residuals, fitted),
         ),
         'OPQ of residuals': (
-            lambda seed: _ours_opq(residuals, seed),
-            lambda seed: _faiss_opq(residuals, seed),
-            lambda fitted: _pq_distortion(np.ascontiguousarray(fitted[1]), fitted[0]),
+            lambda seed: fits.our_opq(residuals, pq_iterations=10, seed=seed, **books, **count),
+            lambda seed: fits.faiss_opq(
+                residuals, first=40, inner=4, pq_iterations=10, seed=seed, **books, **count
+            ),
+            lambda fitted: fits.pq_distortion(np.ascontiguousarray(fitted[1]), fitted[0]),
         ),
     }
     result = {}

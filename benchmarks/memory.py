@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from processes import anonymous_memory
 
 from dvq_jax import cli, files
 from dvq_jax.errors import InputError
@@ -50,16 +51,6 @@ def write_vectors(path: pathlib.Path, *, rows: int, dim: int, seed: int) -> None
             block /= np.linalg.norm(block, axis=1, keepdims=True)
             vectors[start : start + count] = block
         vectors.flush()
-
-
-def anonymous_memory(pid: int) -> int:
-    """Bytes of a process that no file backs; 0 once it has ended."""
-    try:
-        lines = pathlib.Path(f'/proc/{pid}/status').read_text(encoding='utf-8').splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    parts = {name: value.split() for name, _, value in (line.partition(':') for line in lines)}
-    return sum(1024 * int(parts[name][0]) for name in ('RssAnon', 'RssShmem') if name in parts)
 
 
 def run_measured(command: str, *arguments: str) -> dict[str, float]:

@@ -1,27 +1,13 @@
 """Passes over a corpus against faiss: the exact Top-K, and encoding."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import baselines
 import faiss
 import numpy as np
+from speed_timing import in_turn
 
 from dvq_jax import encode, teacher
-
-
-def _in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Median seconds of both, in turn, after a first call of each; and how many times we are faster."""
-    times = {'ours': [], 'faiss': []}
-    for number in range(repeats + 1):
-        for name, run in (('ours', ours), ('faiss', theirs)):
-            begin = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-    seconds = {name: float(np.median(values)) for name, values in times.items()}
-    return {**seconds, 'faiss_over_ours': seconds['faiss'] / seconds['ours']}
 
 
 def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) -> dict[str, Any]:
@@ -34,17 +20,23 @@ def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) ->
       repeats: of each.
 
     Returns:
-      Seconds of both and their ratio, the sizes, and the share of rows that both found.
+      The sizes, 'seconds' of both and their ratio, and the share of rows that both found.
     """
     flat = faiss.IndexFlatIP(docs.shape[1])
     flat.add(docs)
     same = np.mean(teacher.mine(docs, queries, topk)[0] == flat.search(queries, topk)[1])
-    result = _in_turn(lambda: teacher.mine(docs, queries, topk), lambda: flat.search(queries, topk), repeats)
-    return {'documents': len(docs), 'queries': len(queries), 'topk': topk, 'same': float(same), **result}
+    sides = {
+        'ours': lambda: teacher.mine(docs, queries, topk),
+        'faiss': lambda: flat.search(queries, topk),
+    }
+    seconds = in_turn(sides, repeats)
+    sizes = {'documents': len(docs), 'queries': len(queries), 'dim': docs.shape[1], 'topk': topk}
+    ratio = seconds['faiss'] / seconds['ours']
+    return {**sizes, 'same': float(same), 'seconds': seconds, 'faiss_over_ours': ratio}
 
 
 def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> dict[str, Any]:
-    """`encode.encode_corpus` against `add` of the same faiss index, lists assigned by both.
+    """`encode.encode_corpus` against `add` of the same faiss index: both rotate, assign lists and encode.
 
     Args:
       docs: [N, D] float32.
@@ -53,20 +45,22 @@ def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> d
       repeats: of each.
 
     Returns:
-      Seconds of both and their ratio, the sizes, and the share of codes that are the same.
+      The sizes, 'seconds' of both and their ratio, and the share of codes that are the same.
     """
-    whole = baselines.train_ivfpq(docs, lists=lists, codebooks=codebooks, codewords=256)
+    dim = docs.shape[1]
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0].astype(np.float32)
+    whole = baselines.train_ivfpq(docs, lists=lists, codebooks=codebooks, codewords=256, rotation=rotation)
     params, theirs = baselines.convert(whole)
     ours = encode.encode_corpus(params, docs, quiet=True)
-    index = faiss.downcast_index(whole.index)
-    by_distance = faiss.IndexFlatL2(docs.shape[1])  # as the index was filled; it is searched by inner product
+    by_distance = faiss.IndexFlatL2(dim)  # as the index was filled; it is searched by inner product
     by_distance.add(params.centroids)
-    index.quantizer = by_distance
+    faiss.downcast_index(whole.index).quantizer = by_distance
 
     def add() -> None:
-        index.reset()
-        index.add(docs)
+        whole.reset()
+        whole.add(docs)
 
-    result = _in_turn(lambda: encode.encode_corpus(params, docs, quiet=True), add, repeats)
+    seconds = in_turn({'ours': lambda: encode.encode_corpus(params, docs, quiet=True), 'faiss': add}, repeats)
+    sizes = {'documents': len(docs), 'dim': dim, 'lists': lists, 'codebooks': codebooks}
     same = float(np.mean(ours.codes == theirs.codes))
-    return {'documents': len(docs), 'lists': lists, 'codebooks': codebooks, 'same': same, **result}
+    return {**sizes, 'same': same, 'seconds': seconds, 'faiss_over_ours': seconds['faiss'] / seconds['ours']}

@@ -6,13 +6,15 @@ straight-through sum of both, and a product with the codewords; ListNet over the
 AdamW.
 """
 
+import functools
 import gc
-import time
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from speed_timing import in_turn
 
 from dvq_jax import losses, optimizer, towers
 from dvq_jax.train_step import Objective, init_state, make_train_step
@@ -41,19 +43,25 @@ def make_batch(*, batch_size: int, candidates: int, dim: int, seed: int = 0) -> 
     return jax.tree.map(lambda x: x[None], batch)
 
 
-def make_index(*, dim: int, codebooks: int, seed: int = 1) -> IndexParams:
+def make_index(
+    *, dim: int, codebooks: int, lists: int = LISTS, codewords: int = WORDS, seed: int = 1
+) -> IndexParams:
     """Random centroids and codewords of the right scale."""
     rng = np.random.default_rng(seed)
-    scale = dim**-0.5
+    scale = 0.7 * dim**-0.5
     return IndexParams(
-        centroids=(0.7 * scale * rng.normal(size=(LISTS, dim))).astype(np.float32),
-        codebooks=(0.7 * scale * rng.normal(size=(codebooks, WORDS, dim // codebooks))).astype(np.float32),
+        centroids=(scale * rng.normal(size=(lists, dim))).astype(np.float32),
+        codebooks=(scale * rng.normal(size=(codebooks, codewords, dim // codebooks))).astype(np.float32),
         rotation=np.eye(dim, dtype=np.float32),
     )
 
 
-def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[], float]:
-    """Our step, compiled; each call takes one and returns its loss."""
+def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[Batch], float]:
+    """Our step; each call takes one on a batch of the given one's shapes and returns its loss.
+
+    A first one is taken here: the state that it leaves lies on the devices otherwise than the state that it
+    was given, and XLA compiles the step for either.
+    """
     objective = Objective(
         terms=losses.parse_objective('listnet'),
         temperature=_TEMPERATURE,
@@ -69,11 +77,12 @@ def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[]
     step_fn = make_train_step(tower=towers.build('identity'), optimizer=transformation, objective=objective)
     state = init_state(index, {}, transformation)
 
-    def step() -> float:
+    def step(batch: Batch) -> float:
         nonlocal state
         state, metrics = step_fn(state, batch)
         return float(metrics['loss'])
 
+    step(batch)
     return step
 
 
@@ -111,46 +120,33 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], float]:
     return step
 
 
-def _median_seconds(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that all see the same machine, after a first call."""
-    times = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(repeats):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
 def measure(
-    *, dims: list[int], books: list[int], candidates: list[int], repeats: int
+    *, dims: list[int], books: list[int], candidates: list[int], batch_size: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Times the step at each size.
 
     Args:
       dims: D.
       books: M.
-      candidates: documents that each of the 128 queries brings.
+      candidates: C, documents that each query brings.
+      batch_size: B.
       repeats: of each step.
 
     Returns:
       A row a size: the sizes, 'seconds' of 'hard', 'softmax' and 'peer', and what the peer takes over each.
     """
     rows = []
-    for dim in dims:
-        for codebooks in books:
-            for count in candidates:
-                batch = make_batch(batch_size=128, candidates=count, dim=dim)
-                index = make_index(dim=dim, codebooks=codebooks)
-                steps = {name: our_step(index, batch, estimator=name) for name in ('hard', 'softmax')}
-                steps['peer'] = peer_step(index, batch)
-                seconds = _median_seconds(steps, repeats)
-                sizes = {'dim': dim, 'codebooks': codebooks, 'candidates': count, 'batch_size': 128}
-                ratios = {name: seconds['peer'] / seconds[name] for name in ('hard', 'softmax')}
-                rows.append({**sizes, 'seconds': seconds, 'peer_over_ours': ratios})
-                print(rows[-1], flush=True)
-                del steps
-                gc.collect()
+    for dim, codebooks, count in itertools.product(dims, books, candidates):
+        sizes = {'dim': dim, 'codebooks': codebooks, 'candidates': count, 'batch_size': batch_size}
+        batch = make_batch(batch_size=batch_size, candidates=count, dim=dim)
+        index = make_index(dim=dim, codebooks=codebooks)
+        steps = {}
+        for name in ('hard', 'softmax'):
+            steps[name] = functools.partial(our_step(index, batch, estimator=name), batch)
+        steps['peer'] = peer_step(index, batch)
+        seconds = in_turn(steps, repeats)
+        ratios = {name: seconds['peer'] / seconds[name] for name in ('hard', 'softmax')}
+        rows.append({**sizes, 'seconds': seconds, 'peer_over_ours': ratios})
+        del steps
+        gc.collect()
     return rows

@@ -1,0 +1,57 @@
+"""Whether reading keeps up with training: batches a second of the input alone, of the step alone, of both."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from speed_step import make_index
+from speed_timing import in_turn
+
+from dvq_jax import run as runs
+from dvq_jax import towers
+from dvq_jax.batches import training_batches
+from dvq_jax.train_step import init_state, make_train_step
+
+
+def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) -> dict[str, Any]:
+    """Times the input pipeline, the training step, and a loop of both.
+
+    What is trained is an index of random vectors: neither side's time depends on their values.
+
+    Args:
+      config: as `configs/default.py`, with a dataset.
+      batches: taken at once; a few of them were read ahead.
+      repeats: of each.
+
+    Returns:
+      The sizes, and 'seconds' a batch of 'input', 'step' and 'both'.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.codes.queries = config.routing.rounds = 0  # their demand is not read
+    run = runs.open_run(config, 'unused')
+    dim, index = run.dataset.dim, run.config.index
+    lists = np.random.default_rng(0).integers(0, index.lists, len(run.dataset.corpus), np.int32)
+    about = {'threads': config.data.threads, 'batch_size': config.data.batch_size}
+    host = training_batches(run.dataset, mixture=run.mixture, seed=config.seed, lists=lists, **about)
+    step = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
+    start = make_index(dim=dim, lists=index.lists, codebooks=index.codebooks, codewords=index.codewords)
+    state = init_state(start, towers.initial_params(run.tower, dim, seed=config.seed), run.optimizer)
+    held = next(host).batch
+
+    def read() -> None:
+        for _ in range(batches):
+            next(host)
+
+    def train(*, reading: bool) -> None:
+        nonlocal state
+        for _ in range(batches):
+            state, values = step(state, next(host).batch if reading else held)
+        jax.block_until_ready(values)
+
+    sides = {'input': read, 'step': lambda: train(reading=False), 'both': lambda: train(reading=True)}
+    seconds = {name: value / batches for name, value in in_turn(sides, repeats).items()}
+    sizes = {'documents': len(run.dataset.corpus), 'dim': dim, **about, 'candidates': run.mixture.size}
+    sizes |= {'lists': index.lists, 'codebooks': index.codebooks, 'codewords': index.codewords}
+    return {**sizes, 'seconds': seconds}

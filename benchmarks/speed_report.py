@@ -1,0 +1,206 @@
+"""The tables of `speed.py`, of what it stored: one a part, as docs/performance.md shows them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_ENGINES = {
+    'exported': 'ours, exported to ScaNN',
+    'exported_engine': "the same, ScaNN's part alone",
+    'native': "ScaNN's own training",
+    'faiss': 'FAISS IVFPQ',
+    'faiss_fast_scan': 'FAISS IVFPQFastScan',
+    'reference': 'our reference search',
+}
+
+
+def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown; cells to the right, as numbers stand."""
+    rows = [titles, ['---:'] * len(titles), *lines]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point, with thin groups of thousands."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f'{value:,.{digits}f}'.replace(',', ' ')
+
+
+def _ms(seconds: float) -> str:
+    return _number(1000 * seconds)
+
+
+def _times(ratio: float) -> str:
+    return f'{ratio:.2f} ×'
+
+
+def _step(rows: Sequence[Row]) -> str:
+    titles = ('D', 'M', 'C', 'ours, ms', "ours, 'softmax', ms", "peers' recipe, ms")
+    titles += ('times faster than the peers', "'softmax', times faster")
+    return _table(
+        titles,
+        (
+            [
+                *(str(row[name]) for name in ('dim', 'codebooks', 'candidates')),
+                *(_ms(row['seconds'][name]) for name in ('hard', 'softmax', 'peer')),
+                *(_times(row['peer_over_ours'][name]) for name in ('hard', 'softmax')),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _against_faiss(row: Row) -> list[str]:
+    seconds = [_number(row['seconds'][name]) for name in ('ours', 'faiss')]
+    return [*seconds, _times(row['faiss_over_ours'])]
+
+
+def _mining(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'queries', 'D', 'top', 'ours, s', 'FAISS flat, s')
+    titles += ('times faster than FAISS', 'TFLOP/s', 'same rows')
+    return _table(
+        titles,
+        (
+            [
+                *(_number(row[name]) for name in ('documents', 'queries', 'dim', 'topk')),
+                *_against_faiss(row),
+                f'{2e-12 * row["queries"] * row["documents"] * row["dim"] / row["seconds"]["ours"]:.3f}',
+                f'{row["same"]:.4%}',
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _encoding(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'D', 'L', 'M', 'ours, s', 'FAISS add, s', 'times faster than FAISS')
+    titles += ('our documents/s', 'same codes')
+    return _table(
+        titles,
+        (
+            [
+                *(_number(row[name]) for name in ('documents', 'dim', 'lists', 'codebooks')),
+                *_against_faiss(row),
+                _number(row['documents'] / row['seconds']['ours']),
+                f'{row["same"]:.3%}',
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _clustering(rows: Sequence[Row]) -> str:
+    titles = ('fit', 'documents', 'D', 'size', 'iterations', 'ours, s', 'FAISS, s')
+    titles += ('times faster than FAISS', "distortion, ours / FAISS's")
+    lines = []
+    for row in rows:
+        size = f'L {row["lists"]}' if 'lists' in row else f'M {row["codebooks"]}'
+        count = str(row['iterations']) + (f' + {row["pq_iterations"]} PQ' if 'pq_iterations' in row else '')
+        about = [row['fit'], _number(row['documents']), str(row['dim']), size, count]
+        lines.append([*about, *_against_faiss(row), f'{row["distortion_ratio"]:.4f}'])
+    return _table(titles, lines)
+
+
+def _search(rows: Sequence[Row]) -> str:
+    titles = ('M', 'K', 'cores', 'P', 'index', 'queries/s', "times faster than ScaNN's own")
+    titles += ('teacher@10', 'documents scanned')
+    lines = []
+    for row in rows:
+        speed = row['queries_per_second']
+        for name in (name for name in _ENGINES if name in speed):
+            scanned = row['documents_scanned']['native' if name == 'native' else 'exported']
+            lines.append(
+                [
+                    *(str(row[key]) for key in ('codebooks', 'codewords', 'cores', 'nprobe')),
+                    _ENGINES[name],
+                    _number(speed[name]),
+                    _times(speed[name] / speed['native']),
+                    f'{row["teacher@10"][name]:.3f}'.removeprefix('0'),
+                    _number(scanned),
+                ]
+            )
+    return _table(titles, lines)
+
+
+def _scaling(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'D', 'corpus, MiB', 'step, ms', 'encoded documents/s')
+    titles += ('memory before, MiB', 'memory at its peak, MiB')
+    return _table(
+        titles,
+        (
+            [
+                _number(row['documents']),
+                str(row['dim']),
+                _number(row['corpus_mib']),
+                _ms(row['step_seconds']),
+                _number(row['documents_per_second']),
+                *(_number(row['anonymous_mib'][name]) for name in ('before', 'peak')),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _devices(rows: Sequence[Row]) -> str:
+    titles = ('devices', 'D', 'B', 'step, ms', 'first loss', 'last loss', 'largest relative difference')
+    return _table(
+        titles,
+        (
+            [
+                *(str(row[name]) for name in ('devices', 'dim', 'batch_size')),
+                _ms(row['seconds']),
+                f'{row["losses"][0]:.6f}',
+                f'{row["losses"][-1]:.6f}',
+                f'{row["loss_difference"]:.1e}',
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _input(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'D', 'B', 'C', 'input alone, batches/s', 'step alone, batches/s')
+    titles += ('both, batches/s', 'input, times faster than the step')
+    return _table(
+        titles,
+        (
+            [
+                *(_number(row[name]) for name in ('documents', 'dim', 'batch_size', 'candidates')),
+                *(_number(1 / row['seconds'][name]) for name in ('input', 'step', 'both')),
+                _times(row['seconds']['step'] / row['seconds']['input']),
+            ]
+            for row in rows
+        ),
+    )
+
+
+# Part -> its title and its table, in order.
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    'step': ('Training step', _step),
+    'mining': ("Mining the teacher's Top-K", _mining),
+    'encoding': ('Encoding', _encoding),
+    'clustering': ('k-means and OPQ', _clustering),
+    'search': ('Search', _search),
+    'scaling': ('Growing corpora', _scaling),
+    'devices': ('More devices', _devices),
+    'input': ('Input', _input),
+}
+
+
+def markdown(stored: Mapping[str, Any]) -> str:
+    """A line about the machine and a table for each part that is stored.
+
+    Args:
+      stored: what `speed.py` stored.
+
+    Returns:
+      Markdown.
+    """
+    machine = ', '.join(f'{name} {value}' for name, value in stored['machine'].items() if name != 'cpu')
+    parts = [f'{stored["machine"]["cpu"]}; {machine}.']
+    for name, (title, table) in TABLES.items():
+        if name in stored:
+            heading = f'### {title} ({stored[name]["cores"]} cores)'
+            parts.append(f'{heading}\n\n{table(stored[name]["rows"])}')
+    return '\n\n'.join(parts)

@@ -1,0 +1,172 @@
+"""Queries a second of an index that we wrote for ScaNN, against ScaNN's own training and FAISS.
+
+All have the same lists, bytes and probes, and none re-scores. Ours is the OPQ start, for what an index has
+learned does not change what its search costs. Indexes are written to a temporary folder and opened by
+processes that are bound to so many cores: an engine may start what threads it likes.
+"""
+
+import functools
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import baselines
+import faiss
+import numpy as np
+from processes import apart
+from scann.scann_ops.py import scann_ops_pybind
+from speed_timing import in_turn
+
+import dvq_jax
+from dvq_jax import encode, initialize, metrics, quantizer, search, teacher
+from dvq_jax.export import faiss as faiss_export
+from dvq_jax.export import scann as scann_export
+from dvq_jax.types import Encoding, IndexParams
+
+AGREED = 10  # of the teacher's documents, that recall counts
+_SLOW = 'reference'
+_MORE = 4  # times as many rounds of the compiled engines, whose calls are short
+
+Engine = Callable[[np.ndarray, int], np.ndarray]
+
+
+def _build(
+    folder: pathlib.Path, docs: np.ndarray, *, lists: int, codebooks: int, codewords: int
+) -> tuple[IndexParams, Encoding, baselines.ScannIndex]:
+    """Writes every engine's index into the folder."""
+    shape = {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
+    params = initialize.initialize(docs, **shape)
+    encoding = encode.encode_corpus(params, docs)
+    ids = map(str, range(len(docs)))
+    scann_export.write(folder / 'exported', params=params, encoding=encoding, doc_ids=ids)
+    np.savez(folder / 'ours.npz', lists=encoding.lists, codes=encoding.codes, **vars(params))
+    whole = faiss_export.build(params, encoding, nprobe=1)
+    faiss.write_index(whole, str(folder / 'faiss.index'))
+    if codewords == 16:
+        rotation, plain = faiss.downcast_VectorTransform(whole.chain.at(0)), faiss.downcast_index(whole.index)
+        fast = faiss.IndexPreTransform(rotation, faiss.IndexIVFPQFastScan(plain))
+        faiss.write_index(fast, str(folder / 'faiss_fast_scan.index'))
+    native = baselines.train_scann(docs, **shape)
+    (folder / 'native').mkdir()
+    native.searcher.serialize(str(folder / 'native'))
+    np.save(folder / 'native_rows.npy', native.rows)
+    return params, encoding, native
+
+
+def _scann_engine(folder: pathlib.Path, k: int) -> Engine:
+    searcher = scann_ops_pybind.load_searcher(str(folder))
+
+    def run(queries: np.ndarray, nprobe: int) -> np.ndarray:
+        return searcher.search_batched_parallel(queries, final_num_neighbors=k, leaves_to_search=nprobe)[0]
+
+    return run
+
+
+def _faiss_engine(path: pathlib.Path, k: int) -> Engine:
+    whole = faiss.read_index(str(path))
+
+    def run(queries: np.ndarray, nprobe: int) -> np.ndarray:
+        faiss.downcast_index(whole.index).nprobe = nprobe
+        return whole.search(queries, k)[1]
+
+    return run
+
+
+def _reference_engine(params: IndexParams, encoding: Encoding, k: int) -> Engine:
+    inverted = search.invert(encoding, len(params.centroids))
+    return lambda queries, nprobe: search.search(params, inverted, queries, k=k, nprobe=nprobe)[1]
+
+
+def _open(folder: pathlib.Path, k: int) -> tuple[dict[str, Engine], IndexParams]:
+    """What searches the folder's indexes, and the rotation that 'exported_engine' wants done before."""
+    with np.load(folder / 'ours.npz') as stored:
+        arrays = dict(stored)
+    encoding = Encoding(lists=arrays.pop('lists'), codes=arrays.pop('codes'))
+    params, index = IndexParams(**arrays), dvq_jax.open_index(folder / 'exported')
+    engines = {
+        'exported': lambda queries, nprobe: index.search_rows(queries, k=k, nprobe=nprobe)[1],
+        'exported_engine': _scann_engine(folder / 'exported', k),
+        'native': _scann_engine(folder / 'native', k),
+        _SLOW: _reference_engine(params, encoding, k),
+    }
+    for path in sorted(folder.glob('*.index')):
+        engines[path.stem] = _faiss_engine(path, k)
+    return engines, params
+
+
+def _time(folder: pathlib.Path, *, nprobe: list[int], k: int, repeats: int) -> list[dict[str, Any]]:
+    """In a process of its own: for each P, seconds and recall of each engine."""
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    engines, params = _open(folder, k)
+    queries, wanted = np.load(folder / 'queries.npy'), np.load(folder / 'teacher.npy')
+    rotated = np.asarray(quantizer.rotate(params, queries))
+    given = {name: rotated if name == 'exported_engine' else queries for name in engines}
+    native_rows = np.load(folder / 'native_rows.npy')
+    rows = []
+    for probes in nprobe:
+        calls = {name: functools.partial(run, given[name], probes) for name, run in engines.items()}
+        slow = {_SLOW: calls.pop(_SLOW)}
+        seconds = in_turn(calls, _MORE * repeats) | in_turn(slow, repeats)
+        recall = {}
+        for name, call in (calls | slow).items():
+            found = native_rows[call()] if name == 'native' else call()
+            recall[name] = metrics.teacher_agreement(found, wanted, AGREED)
+        per_second = {name: len(queries) / value for name, value in seconds.items()}
+        rows.append({'nprobe': probes, 'queries_per_second': per_second, 'teacher@10': recall})
+    return rows
+
+
+def measure(
+    docs: np.ndarray,
+    queries: np.ndarray,
+    *,
+    lists: int,
+    codebooks: int,
+    codewords: int,
+    nprobe: list[int],
+    cores: list[int],
+    k: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Builds every engine's index of the documents and times its search.
+
+    Args:
+      docs: [N, D] float32.
+      queries: [Q, D] float32.
+      lists: L.
+      codebooks: M.
+      codewords: K, 16 or 256.
+      nprobe: P.
+      cores: that a search has.
+      k: documents that a query gets.
+      repeats: of the reference search; of the others four times as many.
+
+    Returns:
+      A row for each number of cores and P: the sizes, 'queries_per_second' and 'teacher@10' of each engine,
+      'documents_scanned' for a query of ours and of ScaNN's own, and 'exported_over_native'. Engines are
+      'exported' (what `open_index` returns: rotation, ScaNN, padding), 'exported_engine' (its ScaNN alone),
+      'native' (ScaNN's own training), 'reference', 'faiss' and for 16 codewords 'faiss_fast_scan', both with
+      our lists and codes.
+    """
+    about = {'documents': len(docs), 'queries': len(queries), 'dim': docs.shape[1], 'k': k}
+    about |= {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        np.save(folder / 'queries.npy', queries)
+        np.save(folder / 'teacher.npy', teacher.mine(docs, queries, AGREED)[0])
+        shape = {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
+        params, encoding, native = _build(folder, docs, **shape)
+        rows = []
+        for count in cores:
+            timed = functools.partial(_time, folder, nprobe=nprobe, k=k, repeats=repeats)
+            for row in apart(timed, cores=count):
+                ours = search.documents_scanned(params, encoding, queries, nprobe=row['nprobe'])
+                theirs = native.documents_scanned(queries, nprobe=row['nprobe'])
+                speed = row['queries_per_second']
+                scanned = {'exported': float(ours.mean()), 'native': float(theirs.mean())}
+                ratio = speed['exported'] / speed['native']
+                row |= {'documents_scanned': scanned, 'exported_over_native': ratio}
+                rows.append({**about, 'cores': count, **row})
+    return rows
