@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,13 +43,22 @@ def open_parquet(path: pathlib.Path) -> np.ndarray:
         if not rows:
             return np.empty((0, 0), dtype)
         out, start = None, 0
-        for batch in source.iter_batches(batch_size=_BATCH, columns=[_COLUMN]):
+        for batch in _batches(source, path):
             vectors = _vectors(batch.column(0), path, start=start, dim=out.shape[1] if start else None)
             if out is None:
                 out = np.memmap(file, dtype, 'w+', shape=(rows, vectors.shape[1]))
             out[start : start + len(vectors)] = vectors
             start += len(vectors)
         return out
+
+
+def _batches(source, path: pathlib.Path) -> Iterator:
+    import pyarrow as pa
+
+    try:
+        yield from source.iter_batches(batch_size=_BATCH, columns=[_COLUMN])
+    except pa.ArrowInvalid as error:  # some versions do not read a null among lists of fixed size
+        raise InputError(f'{path}: column {_COLUMN!r} cannot be read ({error}); write it again.') from error
 
 
 def _vectors(column, path: pathlib.Path, *, start: int, dim: int | None) -> np.ndarray:
