@@ -244,7 +244,7 @@ def test_the_encodings_of_checkpoints_are_kept_with_them(small_config, tmp_path,
     run(small_config, tmp_path, train__steps=30)
     kept = checkpoint.available_steps(tmp_path)
     assert {int(path.name) for path in (tmp_path / 'encodings').iterdir()} == set(kept) < {0, 10, 20, 30}
-    monkeypatch.setattr(encode, '_Encoder', None)  # nothing is encoded again
+    monkeypatch.setattr(encode.Encoder, '__call__', None)  # nothing is encoded again
     codes = [evaluate.encode_trained(*evaluate.open_trained(str(tmp_path), step)).codes for step in kept]
     assert (codes[0] != codes[-1]).any()
 
