@@ -22,8 +22,8 @@ def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all before the point, with thin groups of thousands."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    """Three digits, or all before the point, with thin groups of thousands; a count has no others."""
+    digits = 0 if isinstance(value, int) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f'{value:,.{digits}f}'.replace(',', ' ')
 
 

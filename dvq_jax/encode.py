@@ -31,8 +31,7 @@ _FOLDER = 'encodings'  # of a run's folder
 _REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
 # launches want many.
-_CHOSEN_ROWS = {'cpu': 64}
-_CHOSEN_ROWS_ELSEWHERE = 512
+_CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 64, 512
 _KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
 
@@ -171,7 +170,7 @@ def _choose_block(
         return start.replace(codes=chosen.astype(jnp.uint8))
 
     parts = (docs.astype(jnp.float32), *wanted, *(() if lists is None else (lists,)))
-    few = _CHOSEN_ROWS.get(jax.default_backend(), _CHOSEN_ROWS_ELSEWHERE)
+    few = _CHOSEN_ROWS_ON_HOST if host.is_all_there_is() else _CHOSEN_ROWS
     return by_rows(some, *parts, rows=few)
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import threadpoolctl
 
+from dvq_jax.blocks import cut
 from dvq_jax.types import Encoding, IndexParams
 
 _ROWS = 256  # in a tile
@@ -68,10 +69,6 @@ def _nearest(vectors: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.concatenate(chosen).T
 
 
-def _tiles(count: int) -> list[slice]:
-    return [slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS)]
-
-
 def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """As `quantizer.assign`.
 
@@ -93,7 +90,7 @@ def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = Non
             gaps[np.arange(len(gaps)), taken[rows]] = np.inf
         return np.argmin(gaps, axis=-1)
 
-    return np.concatenate(list(on_threads(tile, _tiles(len(docs))))).astype(np.int32)
+    return np.concatenate(list(on_threads(tile, cut(len(docs), _ROWS)))).astype(np.int32)
 
 
 def encode(params: IndexParams, docs: np.ndarray, lists: np.ndarray | None = None) -> Encoding:
@@ -117,5 +114,5 @@ def encode(params: IndexParams, docs: np.ndarray, lists: np.ndarray | None = Non
         residuals = (rotated - params.centroids[own]).reshape(len(rotated), books, -1)
         return own.astype(np.int32), _nearest(residuals, fine).astype(np.uint8)
 
-    parts = zip(*on_threads(tile, _tiles(len(docs))), strict=True)
+    parts = zip(*on_threads(tile, cut(len(docs), _ROWS)), strict=True)
     return Encoding(*(np.concatenate(part) for part in parts))
