@@ -65,6 +65,11 @@ class Parts:
         return self._folder / f'{self._prefix}{number}.npz'
 
 
+def even(total: int, largest: int, *, multiple: int = 1) -> int:
+    """The size of equal blocks that hold `total`: none above `largest`, their number such a multiple."""
+    return -(-total // (multiple * -(-total // (multiple * largest))))
+
+
 def cut(rows: int, size: int) -> list[slice]:
     """Blocks of consecutive rows, the last one shorter."""
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -128,6 +128,8 @@ def gather(corpus: np.ndarray, rows: np.ndarray) -> np.ndarray:
       [..., D] float32; zeros where padded.
     """
     flat = rows.reshape(-1)
+    if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1):  # a run, which needs no second copy
+        return np.array(corpus[flat[0] : flat[-1] + 1], np.float32).reshape(*rows.shape, -1)
     order = np.argsort(flat)  # a disk is read in one direction
     vectors = np.empty((len(flat), corpus.shape[1]), np.float32)
     vectors[order] = corpus[np.maximum(flat[order], 0)]

@@ -175,7 +175,7 @@ def _choose_block(
 
 
 @functools.cache
-def _on_devices(name: str):
+def _compiled(name: str):
     functions = {
         'encode': (_encode_block, (None, 0, 0)),
         'choose': (_choose_block, (None, 0, 0, None, None, 0, 0, 0)),
@@ -186,7 +186,7 @@ def _on_devices(name: str):
 
 
 def _on_every_device(array: np.ndarray) -> Array:
-    return _on_devices('put')(np.broadcast_to(array, (jax.local_device_count(), *array.shape)))
+    return _compiled('put')(np.broadcast_to(array, (jax.local_device_count(), *array.shape)))
 
 
 class Encoder:
@@ -257,28 +257,33 @@ class Encoder:
         if lists is None:
             made['lists'] = np.empty((1, size), np.int32)
         for width, rows in _groups(region, self._audience):
-            for some in _pieces(rows):
-                docs = gather(self._corpus, some)
+            on_host = not width and host.is_all_there_is()  # NumPy, which reads what it encodes
+            for some in _pieces(rows, whole=on_host):
+                docs = None if on_host else gather(self._corpus, some)
                 for copy, own in enumerate(copies):
-                    part = self._block(some, docs, None if own is None else own[some], width=width)
+                    mine = None if own is None else own[some]
+                    if on_host:
+                        part = host.encode(self._params, self._corpus, some, mine)
+                    else:
+                        part = self._on_devices(some, docs, mine, width=width)
                     for name, array in made.items():
                         array[copy, some - region.start] = getattr(part, name)
                     progress.add(len(some))
         return made
 
-    def _block(self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int) -> Encoding:
+    def _on_devices(
+        self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
+    ) -> Encoding:
         """The encoding of documents that at most `width` queries want."""
-        if not width and host.is_all_there_is():
-            return host.encode(self._params, docs, lists)
         size = BLOCK if len(rows) > jax.local_device_count() * ROWS else ROWS
         docs, lists = spread((docs, lists), size)
         if width:
             audience = self._audience
             wanted = spread(audience.demand.of(rows, width), size)
             settings = (audience.ridge, audience.sweeps)
-            found = _on_devices('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
+            found = _compiled('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
         else:
-            found = _on_devices('encode')(self._params, docs, lists)
+            found = _compiled('encode')(self._params, docs, lists)
         return jax.tree.map(lambda array: gathered(array, len(rows)), found)
 
 
@@ -298,8 +303,11 @@ def _groups(region: slice, audience: Audience | None) -> Iterator[tuple[int, np.
     yield 0, rows[wanted == 0]
 
 
-def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """As many rows as the devices take at once: whole blocks, then the rest in small ones."""
+def _pieces(rows: np.ndarray, *, whole: bool) -> Iterator[np.ndarray]:
+    """All rows at once; or as many as the devices take, whole blocks and then the rest in small ones."""
+    if whole and len(rows):
+        yield rows
+        return
     fan, start = jax.local_device_count(), 0
     while start < len(rows):
         size = fan * (BLOCK if len(rows) - start >= fan * BLOCK else ROWS)

@@ -13,21 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax import host
+from dvq_jax.blocks import cut, even
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
 Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 
 _TILE = 256  # queries that a device scores at once
-_HOST_TILE = 256  # that a core of a host does
-_HOST_DOCS = 2048  # documents that it scores at once: scores of a tile stay in its cache
+# What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
+# scores are read again while they are in its cache.
+_HOST_TILE = 1280
+_HOST_DOCS = 1024  # documents that it scores at once
 _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
-
-
-def even(total: int, largest: int) -> int:
-    """The size of equal blocks, as few as possible and none above `largest`, that hold `total`."""
-    return -(-total // -(-total // largest))
 
 
 def on_devices(
@@ -138,8 +136,8 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     width = min(corpus_block, _HOST_DOCS)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        shares = [queries[start : start + _HOST_TILE] for start in range(0, len(queries), _HOST_TILE)]
-        kept = [_Reservoir(share, k, width) for share in shares]
+        size = even(len(queries), _HOST_TILE, multiple=host.cores())
+        kept = [_Reservoir(queries[share], k, width) for share in cut(len(queries), size)]
         for start in range(0, len(corpus), corpus_block):
             docs = np.asarray(corpus[start : start + corpus_block], np.float32)
             for count in host.on_threads(functools.partial(_Reservoir.add, docs=docs, start=start), kept):
@@ -185,14 +183,18 @@ class _Reservoir:
         if not self._filled.any() and scores.shape[1] > self._k:
             kth = scores.shape[1] - self._k
             self._bar = np.nextafter(np.partition(scores, kth, axis=1)[:, kth, None], np.float32(-np.inf))
-        queries, columns = np.divmod(np.flatnonzero(scores > self._bar), scores.shape[1])
-        counts = np.bincount(queries, minlength=len(scores))
-        if np.max(self._filled + counts) > self._keys.shape[1]:
+        (count, width), room = scores.shape, self._keys.shape[1]
+        above = np.flatnonzero(scores > self._bar)
+        queries = above // width
+        counts = np.bincount(queries, minlength=count)
+        if np.max(self._filled + counts) > room:
             self._cut()  # now K are held at most, and all of these fit
             self._keep(scores, start)
             return
-        places = np.arange(len(queries)) + np.repeat(self._filled - np.cumsum(counts) + counts, counts)
-        self._keys[queries, places] = _keys(scores[queries, columns], start + columns)
+        # The n-th above a query's bar goes n places after what the query holds.
+        first = room * np.arange(count) + self._filled - np.cumsum(counts) + counts
+        places = first[queries] + np.arange(len(above))
+        self._keys.reshape(-1)[places] = _keys(scores.reshape(-1)[above], start + above - width * queries)
         self._filled += counts
         if np.max(self._filled) > _RESERVE * self._k:
             self._cut()

@@ -4,6 +4,7 @@ Rows go in tiles, each through all of its products on one core, so that what is 
 core's cache: a thread for each core, and a BLAS thread for each of them.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -14,15 +15,21 @@ import numpy as np
 import threadpoolctl
 
 from dvq_jax.blocks import cut
+from dvq_jax.data import gather
 from dvq_jax.types import Encoding, IndexParams
 
-_ROWS = 256  # in a tile
+_ROWS = 512  # in a tile
 _DISTANCES = 1024  # of each row at once
 
 
 def is_all_there_is() -> bool:
     """Whether JAX has no accelerator, so that the host is what computes."""
     return jax.default_backend() == 'cpu'
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def on_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -35,9 +42,14 @@ def on_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
     Yields:
       What the function returns.
     """
-    one_each = threadpoolctl.threadpool_limits(1, 'blas')
-    with one_each, futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        yield from threads.map(function, items)
+    with threadpoolctl.threadpool_limits(1, 'blas'):
+        yield from _threads(os.getpid(), cores()).map(function, items)
+
+
+@functools.cache
+def _threads(_process: int, count: int) -> futures.ThreadPoolExecutor:
+    """Kept, for a new thread begins without memory of its own, and gets it page by page."""
+    return futures.ThreadPoolExecutor(count)
 
 
 def _by_products(centers: np.ndarray) -> np.ndarray:
@@ -60,13 +72,14 @@ def _extended(vectors: np.ndarray) -> np.ndarray:
 
 def _nearest(vectors: np.ndarray, table: np.ndarray) -> np.ndarray:
     """As `quantizer.nearest`, [n, G] of vectors [n, G, S] and the centers' `_by_products`."""
-    extended, groups = _extended(vectors), len(table)
-    some = max(1, _DISTANCES // table.shape[-1])
-    chosen = [
-        np.argmin(np.matmul(extended[start : start + some], table[start : start + some]), axis=-1)
-        for start in range(0, groups, some)
-    ]
-    return np.concatenate(chosen).T
+    extended, (groups, _, words) = _extended(vectors), table.shape
+    some = max(1, min(groups, _DISTANCES // words))
+    distances = np.empty((some, len(vectors), words), np.float32)
+    nearest = np.empty((groups, len(vectors)), np.int64)
+    for part in cut(groups, some):
+        gaps = np.matmul(extended[part], table[part], out=distances[: part.stop - part.start])
+        np.argmin(gaps, axis=-1, out=nearest[part])
+    return nearest.T
 
 
 def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
@@ -93,13 +106,16 @@ def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = Non
     return np.concatenate(list(on_threads(tile, cut(len(docs), _ROWS)))).astype(np.int32)
 
 
-def encode(params: IndexParams, docs: np.ndarray, lists: np.ndarray | None = None) -> Encoding:
+def encode(
+    params: IndexParams, corpus: np.ndarray, rows: np.ndarray, lists: np.ndarray | None = None
+) -> Encoding:
     """As `quantizer.encode`.
 
     Args:
       params: the index.
-      docs: [n, D] float, in the caller's space, may be memory-mapped.
-      lists: [n] int32, the documents' lists where they are already decided; else they are assigned.
+      corpus: [N, D] float, in the caller's space, may be memory-mapped.
+      rows: [n] int, the documents to encode.
+      lists: [n] int32, their lists where they are already decided; else they are assigned.
 
     Returns:
       The encoding of the n documents.
@@ -108,11 +124,11 @@ def encode(params: IndexParams, docs: np.ndarray, lists: np.ndarray | None = Non
     coarse, fine = _by_products(params.centroids[None]), _by_products(params.codebooks)
     books = len(params.codebooks)
 
-    def tile(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        rotated = np.asarray(docs[rows], np.float32) @ params.rotation
-        own = _nearest(rotated[:, None], coarse)[:, 0] if lists is None else lists[rows]
+    def tile(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        rotated = gather(corpus, rows[part]) @ params.rotation
+        own = _nearest(rotated[:, None], coarse)[:, 0] if lists is None else lists[part]
         residuals = (rotated - params.centroids[own]).reshape(len(rotated), books, -1)
         return own.astype(np.int32), _nearest(residuals, fine).astype(np.uint8)
 
-    parts = zip(*on_threads(tile, cut(len(docs), _ROWS)), strict=True)
+    parts = zip(*on_threads(tile, cut(len(rows), _ROWS)), strict=True)
     return Encoding(*(np.concatenate(part) for part in parts))

@@ -1,17 +1,20 @@
 """An exported index, opened for search: one class for every engine."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
+from dvq_jax import blocks, host
 from dvq_jax.errors import InputError
 from dvq_jax.export import beside, ids, manifest, transform
 from dvq_jax.export.manifest import Manifest
 from dvq_jax.search import check_nprobe
 
-_BLOCK = 4096  # queries searched together
+_BLOCK = 4096  # queries searched together, at most
+_SHARE = 128  # queries for which another thread pays
 
 
 class Index:
@@ -24,6 +27,7 @@ class Index:
       query_transform: queries to the index's space.
       engine: (rotated [q, D], *, k, nprobe) -> (scores [q, k], rows [q, k]).
       doc_ids: the documents' ids.
+      side_by_side: whether the engine is called by a thread for each core, for it has none of its own.
     """
 
     def __init__(
@@ -33,10 +37,11 @@ class Index:
         query_transform: transform.QueryTransform,
         engine: Callable[..., tuple[np.ndarray, np.ndarray]],
         doc_ids: ids.Ids,
+        side_by_side: bool,
     ):
         self.manifest = stated
         self.ids = doc_ids
-        self._transform, self._engine = query_transform, engine
+        self._transform, self._engine, self._side_by_side = query_transform, engine, side_by_side
 
     def __len__(self) -> int:
         return self.manifest.documents
@@ -71,10 +76,19 @@ class Index:
             raise InputError(f'k is {k}; ask for at least 1 document.')
         check_nprobe(nprobe, self.manifest.lists)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
-        for start in range(0, len(queries), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            scores[block], rows[block] = self._engine(self._transform(queries[block]), k=k, nprobe=nprobe)
+
+        def search(share: slice) -> None:
+            scores[share], rows[share] = self._engine(self._transform(queries[share]), k=k, nprobe=nprobe)
+
+        shares = self._shares(len(queries))
+        each = host.on_threads if self._side_by_side and len(shares) > 1 else map
+        collections.deque(each(search, shares), maxlen=0)
         return scores, rows
+
+    def _shares(self, count: int) -> list[slice]:
+        """Queries cut for the engine: into as many equal parts as there are threads, where that pays."""
+        threads = min(host.cores(), max(1, count // _SHARE)) if self._side_by_side else 1
+        return blocks.cut(count, blocks.even(count, _BLOCK, multiple=threads)) if count else []
 
     def search(self, queries: np.ndarray, *, k: int = 100, nprobe: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds documents, by id.
@@ -130,4 +144,5 @@ def open_index(path: str | os.PathLike) -> Index:
         ),
         engine=engine.open_engine(folder, stated),
         doc_ids=ids.Ids(folder / ids.NAME, count=stated.documents),
+        side_by_side=stated.engine == 'scann',
     )

@@ -49,7 +49,7 @@ class Mining:
             raise InputError(f'top {k} of {len(corpus)} documents does not exist; choose 1 to {len(corpus)}.')
         self._corpus, self._queries, self._k = corpus, queries, k
         self._devices, self._corpus_block = devices, corpus_block
-        self._query_block = exact.even(len(queries), query_block)
+        self._query_block = blocks.even(len(queries), query_block)
         self.blocks = blocks.cut(len(queries), self._query_block)
 
     def identity(self) -> str:

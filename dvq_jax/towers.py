@@ -1,10 +1,11 @@
 """Query towers: the learnable query side, ṽ_q = tower(v_q), as Flax modules.
 
-Every tower is the identity when training starts, so that the index begins at its initial quality.
+Every tower is the identity when training starts, so that the index begins at its initial quality. `is_linear`
+says of a tower that it is a matrix, whatever its parameters: serving folds it into the rotation.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,8 @@ from dvq_jax.types import Array
 class Identity(nn.Module):
     """ṽ_q = v_q; no parameters."""
 
+    is_linear: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, queries: Array) -> Array:
         """Maps queries [..., D] to [..., D]."""
@@ -26,6 +29,8 @@ class Identity(nn.Module):
 
 class Linear(nn.Module):
     """ṽ_q = W·v_q, W starting at the identity."""
+
+    is_linear: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, queries: Array) -> Array:
@@ -46,6 +51,7 @@ class Mlp(nn.Module):
       hidden: width of the hidden layer.
     """
 
+    is_linear: ClassVar[bool] = False
     hidden: int = 512
 
     @nn.compact

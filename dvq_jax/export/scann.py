@@ -238,7 +238,7 @@ def open_engine(
 
     Returns:
       A function (rotated [q, D] float32, *, k, nprobe) -> (scores [q, k] float32, rows [q, k] int32), best
-      first, padded with -inf and -1. q is at least 1.
+      first, padded with -inf and -1. q is at least 1. It takes one core; several threads may call it.
 
     Raises:
       InputError: the files are not such an index.
@@ -253,18 +253,19 @@ def open_engine(
 
     def search(rotated: np.ndarray, *, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         found = min(k, stated.documents)
-        many = searcher.search_batched_parallel if len(rotated) > 1 else searcher.search_batched
         scores = np.full((len(rotated), k), -np.inf, np.float32)
         rows = np.full((len(rotated), k), -1, np.int32)
-        best, values = many(
+        best, values = searcher.search_batched(
             rotated,
             final_num_neighbors=found,
             pre_reorder_num_neighbors=min(reorder_factor * found, stated.documents) if reorders else None,
             leaves_to_search=min(nprobe, stated.lists),
         )
-        # Fewer documents in the probed lists than wanted: ScaNN pads with row 0 and NaN.
-        real = ~np.isnan(values)
-        scores[:, :found][real], rows[:, :found][real] = values[real], best[real]
+        scores[:, :found], rows[:, :found] = values, best
+        # Fewer documents in the probed lists than wanted: ScaNN pads, at the end, with row 0 and NaN.
+        if np.isnan(scores[:, found - 1]).any():
+            missing = np.isnan(scores)
+            scores[missing], rows[missing] = -np.inf, -1
         return scores, rows
 
     return search

@@ -5,6 +5,7 @@ index: arrays only ('rotation', and the tower's parameters by path, 'tower/Dense
 The tower's name and hyperparameters are in the manifest.
 """
 
+import functools
 import os
 import zipfile
 from typing import Any
@@ -86,15 +87,12 @@ class QueryTransform:
 
     def __init__(self, *, rotation: np.ndarray, tower: Tower):
         module = towers.build(tower.name, **tower.args)
-        self._params = (jnp.asarray(rotation), jax.tree.map(jnp.asarray, tower.params))
-
-        @jax.jit
-        def apply(params, queries):
-            rotation, tree = params
-            adapted = module.apply({'params': tree}, queries)
-            return jnp.matmul(adapted, rotation, precision=jax.lax.Precision.HIGHEST)
-
-        self._apply = apply
+        self._matrix, self._adapt = np.asarray(rotation, np.float32), None
+        if module.is_linear:
+            self._matrix = towers.apply(tower, np.eye(len(rotation), dtype=np.float32)) @ self._matrix
+        else:
+            tree = jax.tree.map(jnp.asarray, tower.params)
+            self._adapt = functools.partial(jax.jit(module.apply), {'params': tree})
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) -> 'QueryTransform':
@@ -105,18 +103,21 @@ class QueryTransform:
     def __call__(self, queries: np.ndarray) -> np.ndarray:
         """Transforms queries.
 
-        The batch is padded to a power of two, so that any number of queries meets few compiled shapes.
-
         Args:
           queries: [q, D] float.
 
         Returns:
           [q, D] float32.
         """
-        done = np.empty(queries.shape, np.float32)
+        queries = np.asarray(queries, np.float32)
+        return (queries if self._adapt is None else self._adapted(queries)) @ self._matrix
+
+    def _adapted(self, queries: np.ndarray) -> np.ndarray:
+        """After a tower that is not a matrix; padded to a power of two, for few compiled shapes."""
+        done = np.empty_like(queries)
         for start in range(0, len(queries), _BLOCK):
-            block = np.asarray(queries[start : start + _BLOCK], np.float32)
+            block = queries[start : start + _BLOCK]
             padded = np.zeros((1 << (len(block) - 1).bit_length(), block.shape[1]), np.float32)
             padded[: len(block)] = block
-            done[start : start + _BLOCK] = self._apply(self._params, padded)[: len(block)]
+            done[start : start + _BLOCK] = self._adapt(padded)[: len(block)]
         return done
