@@ -24,6 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.dataset = ''  # what `prepare` wrote
     config.data.batch_size = 128  # B, queries in a global batch
     config.data.threads = 4  # that read ahead
+    config.data.placement = (
+        'auto'  # of the corpus: 'host', 'replicated' or 'sharded', see dvq_jax/placement.py
+    )
 
     config.index = ml_collections.ConfigDict()
     config.index.lists = 1024  # L

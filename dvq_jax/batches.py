@@ -50,6 +50,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     lists: np.ndarray | None,
+    with_docs: bool = True,
     threads: int = 4,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
@@ -61,6 +62,7 @@ def training_batches(
       batch_size: B, queries in a global batch; a multiple of the number of devices.
       seed: of the shuffles and draws.
       lists: [N] int32, frozen lists; None where they are re-assigned on the fly.
+      with_docs: gather the documents; else `docs` is None, for the corpus is on the devices.
       threads: that read and gather ahead.
       prefetch: batches held ready.
 
@@ -83,7 +85,7 @@ def training_batches(
         batch = Batch(
             queries=np.stack([example['embedding'] for example in examples]),
             doc_ids=doc_ids,
-            docs=gather(dataset.corpus, doc_ids),
+            docs=gather(dataset.corpus, doc_ids) if with_docs else None,
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
             positives=positives,
         )

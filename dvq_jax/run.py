@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from dvq_jax import evaluate, losses, metrics, optimizer, towers
+from dvq_jax import evaluate, losses, metrics, optimizer, placement, towers
 from dvq_jax.candidates import Mixture, parse_mixture
 from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, read_demand, score_spread
@@ -53,6 +53,7 @@ _RANGES = {
     'eval.nprobe': (1, _INFINITY),
 }
 _CHOICES = {
+    'data.placement': placement.PLACEMENTS,
     'index.rotation': ('opq', 'identity'),
     'initialize.seeding': ('sample', 'plusplus'),
     'quantizer.assignment': ('frozen', 'dynamic'),

@@ -27,6 +27,7 @@ from dvq_jax.types import IndexParams
 
 _MAY_DIFFER = (
     'data.dataset',
+    'data.placement',
     'data.threads',
     'resume_from',
     'train.passes',

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, metrics, preemption, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, placement, preemption, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
@@ -152,7 +152,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     return result
 
 
-def _say_memory(run: Run, state: TrainState) -> None:
+def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
+    """Puts the corpus where the config wants it, and says what a step takes beside it."""
     index = run.config.index
     size = step_bytes(
         batch_size=run.config.data.batch_size,
@@ -164,7 +165,14 @@ def _say_memory(run: Run, state: TrainState) -> None:
         in_batch=run.mixture.in_batch,
         tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
     )
-    print(f'a step takes about {size / 2**30:.2f} GiB of each device', file=sys.stderr, flush=True)
+    where = placement.choose(run.config.data.placement, run.dataset.corpus, step_bytes=size)
+    corpus = 'stays on the host' if where == 'host' else f'is {where} on the devices'
+    print(
+        f'a step takes about {size / 2**30:.2f} GiB of each device; the corpus {corpus}',
+        file=sys.stderr,
+        flush=True,
+    )
+    return placement.place(where, run.dataset.corpus)
 
 
 def _loop(
@@ -172,15 +180,16 @@ def _loop(
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Steps, logs, evaluates and saves; returns the dev metrics by step, and the last step."""
     config, state, first = run.config, put(start.state), int(start.state.step)
+    placed = _place_corpus(run, state)
     batches = training_batches(
         run.dataset,
         mixture=run.mixture,
         batch_size=config.data.batch_size,
         seed=config.seed,
         lists=start.lists,
+        with_docs=placed is None,
         threads=config.data.threads,
     )
-    _say_memory(run, state)
     if start.iterator is not None:
         batches.set_state(start.iterator)
     history = dict(start.history)
@@ -212,7 +221,8 @@ def _loop(
         fetch = time.perf_counter()
         host = next(batches)
         waited = time.perf_counter() - fetch
-        state, values = step_fn(state, host.batch)
+        batch = host.batch if placed is None else placed.bring(host.batch)
+        state, values = step_fn(state, batch)
         log.add(step, values, host.query_ids, waited)
         if step % config.train.checkpoint_every == 0 or step == run.steps:
             save(step)

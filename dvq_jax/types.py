@@ -63,7 +63,8 @@ class Batch:
     Attributes:
       queries: [b, D] float32, the teacher's query embeddings.
       doc_ids: [b, C] int32, rows of the corpus; -1 pads.
-      docs: [b, C, D] float32, the teacher's document embeddings; zeros where padded.
+      docs: [b, C, D] float32, the teacher's document embeddings; zeros where padded. None until they are
+        brought, where the corpus is on the devices.
       lists: [b, C] int32, the documents' frozen IVF lists; zeros where padded.
       positives: [b, G] int32, the relevant documents of each query; -1 pads.
     """

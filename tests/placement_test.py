@@ -1,0 +1,66 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvq_jax import placement
+from dvq_jax.data import gather
+from dvq_jax.types import Batch
+
+IDS = np.array([[[0, 5, -1], [29, 30, 5]], [[16, 15, 30], [-1, 0, 8]]], np.int32)  # [devices, b, C]
+
+
+def make_corpus(kind=np.float16):
+    return np.random.default_rng(0).normal(size=(31, 4)).astype(kind)
+
+
+@pytest.mark.parametrize('size', [16, 20])
+def test_documents_come_from_the_device_that_has_them(size):
+    corpus = make_corpus()
+    rows = np.zeros((2, size, 4), np.float16)
+    rows.reshape(-1, 4)[:31] = corpus
+    fetch = jax.vmap(functools.partial(placement.fetch, axis='devices'), axis_name='devices')
+    np.testing.assert_array_equal(fetch(rows, IDS), gather(corpus, IDS))
+
+
+@pytest.mark.parametrize('where', ['replicated', 'sharded'])
+@pytest.mark.parametrize('block', [8, 64])
+def test_a_placed_corpus_brings_what_gather_does(where, block, monkeypatch):
+    monkeypatch.setattr(placement, 'BLOCK', block)
+    corpus, ids = make_corpus(), IDS.reshape(1, 4, 3)
+    placed = placement.place(where, corpus)
+    batch = Batch(queries=None, doc_ids=ids, docs=None, lists=None, positives=None)
+    np.testing.assert_array_equal(placed.bring(batch).docs, gather(corpus, ids))
+    assert placed.rows.dtype == np.float16
+
+
+def test_float32_is_held_as_bfloat16():
+    corpus = make_corpus(np.float32)
+    placed = placement.place('replicated', corpus)
+    np.testing.assert_array_equal(placed.rows[0], np.asarray(corpus, jnp.bfloat16))
+
+
+class Device:
+    def __init__(self, limit):
+        self._limit = limit
+
+    def memory_stats(self):
+        return None if self._limit is None else {'bytes_limit': self._limit}
+
+
+@pytest.mark.parametrize(
+    ('limit', 'expected'),
+    [(None, 'host'), (1000 + 496, 'replicated'), (1000 + 495, 'sharded'), (1123, 'host')],
+)
+def test_auto_goes_by_size(limit, expected, monkeypatch):
+    """248 bytes on each of 4 devices, or 62; half of what a step leaves is for them."""
+    monkeypatch.setattr(jax, 'local_devices', lambda: 2 * [Device(limit)])
+    monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    assert placement.choose('auto', make_corpus(), step_bytes=1000) == expected
+    assert placement.choose('sharded', make_corpus(), step_bytes=1000) == 'sharded'
+
+
+def test_the_host_holds_its_own():
+    assert placement.place('host', make_corpus()) is None
