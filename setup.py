@@ -11,6 +11,8 @@ EXTRAS = {
     'quickstart': ['scikit-learn>=1.5'],
     # pyarrow: embeddings in a column of a Parquet file.
     'parquet': ['pyarrow>=16'],
+    # safetensors, tokenizers: text encoders in Hugging Face's format, without PyTorch.
+    'text': ['safetensors>=0.4', 'tokenizers>=0.20'],
     # apache-beam: mining and encoding on the workers of Dataflow, Flink or Spark.
     'beam': ['apache-beam>=2.70'],
     # matplotlib: the pictures of the benchmarks.
@@ -29,7 +31,9 @@ EXTRAS = {
         'pyarrow>=16',
         'pytest>=8',
         'ruff>=0.6',
+        'safetensors>=0.4',
         'scikit-learn>=1.5',
+        'tokenizers>=0.20',
     ],
 }
 
