@@ -2,7 +2,7 @@
 
 A block of consecutive texts is finished, and stored, together (`blocks`). In it texts go from long to short,
 in batches padded to one of a few lengths: a batch has as many texts a device as fit a fixed count of tokens,
-so there is one compiled shape a length. Shapes on a device do not depend on how many devices there are, and so
+so there is one compiled shape a length. Shapes on a device do not depend on how many devices there are, and
 neither do the vectors.
 """
 
