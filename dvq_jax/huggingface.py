@@ -1,7 +1,7 @@
 """Encoders in Hugging Face's format: a folder of config.json, model.safetensors and the tokenizer's files.
 
-Pooling, normalisation and the longest text are those of a Sentence-Transformers folder (modules.json), where it
-is one; else the first token's vector, as it is, of texts as long as the positions reach.
+Pooling, normalisation and the longest text are those of a Sentence-Transformers folder (modules.json); in
+others the first token's vector, as it is, of texts as long as the positions reach.
 """
 
 import dataclasses
