@@ -17,6 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Every setting, with its default."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # 'relative' to the data: the temperature in standard deviations of a query's Top-K scores, rates of
+    # centroids and codebooks in their root mean squares; or 'absolute', as papers publish them.
+    config.scales = 'relative'
     config.resume_from = ''  # another run's workdir: go on from its latest checkpoint
     config.init_from = ''  # another run's workdir: start from its index and query tower
 
@@ -56,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.loss = ml_collections.ConfigDict()
     config.loss.name = 'listnet'  # or a sum such as 'listnet+0.5*contrastive', see dvq_jax/losses.py
-    config.loss.temperature = 1.25  # in standard deviations of a query's Top-K scores
+    config.loss.temperature = 1.25
     config.loss.ivf_weight = 1.0
     config.loss.pq_weight = 1.0
     config.loss.scale_ivf_to_pq = False  # make both students weigh the same
@@ -75,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.01  # of the tower
     config.optimizer.clip_norm = config_dict.placeholder(float)  # unset: not clipped
     config.optimizer.rates = ml_collections.ConfigDict()  # a group without a rate is frozen
-    config.optimizer.rates.centroids = 0.0125  # relative to the root mean square of what they move
+    config.optimizer.rates.centroids = 0.0125
     config.optimizer.rates.codebooks = 0.01
     config.optimizer.rates.rotation = config_dict.placeholder(float)
     config.optimizer.rates.tower = 1e-4

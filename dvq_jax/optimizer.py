@@ -1,9 +1,9 @@
 """Optax groups and schedules: centroids, codebooks, rotation and query tower, each at its own rate.
 
 A group without a rate is frozen, and every parameter belongs to exactly one group. Rates of centroids and
-codebooks are relative: a step of rate r moves a coordinate by about r times the array's root mean square, so
-that they fit embeddings of any dimension and norm. The rotation stays orthogonal: each of its updates ends on
-the orthogonal matrices.
+codebooks are relative if nothing else is said: a step of rate r moves a coordinate by about r times the array's
+root mean square, so they fit embeddings of any dimension and norm. The rotation stays orthogonal: each of its
+updates ends on the orthogonal matrices.
 """
 
 from collections.abc import Mapping
@@ -101,17 +101,18 @@ def build(
     warmup: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    relative: bool = True,
 ) -> optax.GradientTransformation:
     """AdamW for each group at its own rate and schedule; groups without a rate are frozen.
 
     Args:
-      rates: peak learning rate of each of `GROUPS`; None or 0 freezes. Those of centroids and codebooks are
-        relative to the array's root mean square.
+      rates: peak learning rate of each of `GROUPS`; None or 0 freezes.
       steps: of the whole run.
       schedules: name of each group's schedule, see `schedule`.
       warmup: steps of linear rise.
       weight_decay: of the query tower; centroids, codebooks and rotation are not shrunk towards 0.
       clip_norm: largest norm of the gradients of all groups that are trained; None does not clip.
+      relative: rates of centroids and codebooks are relative to the array's root mean square.
 
     Returns:
       The transformation.
@@ -133,7 +134,7 @@ def build(
         adam = optax.adamw(schedule(schedules[name], rate, steps=steps, warmup=warmup), weight_decay=decay)
         if name == 'rotation':
             return optax.chain(adam, keep_orthogonal())
-        if name == 'tower':
+        if name == 'tower' or not relative:
             return adam
         return optax.chain(adam, optax.scale_by_param_block_rms(min_scale=1e-12))
 

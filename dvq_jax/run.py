@@ -58,6 +58,7 @@ _CHOICES = {
     'initialize.seeding': ('sample', 'plusplus'),
     'quantizer.assignment': ('frozen', 'dynamic'),
     'quantizer.estimator': ('hard', 'softmax'),
+    'scales': ('relative', 'absolute'),
     'train.products': ('float32', 'bfloat16'),
 }
 
@@ -178,7 +179,7 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         )
     return Objective(
         terms=terms,
-        temperature=config.loss.temperature * _spread(dataset),
+        temperature=config.loss.temperature * (_spread(dataset) if config.scales == 'relative' else 1.0),
         ivf_weight=config.loss.ivf_weight,
         pq_weight=config.loss.pq_weight,
         scale_ivf_to_pq=config.loss.scale_ivf_to_pq,
@@ -241,6 +242,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         schedules=config.optimizer.schedules.to_dict(),
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm,
+        relative=config.scales == 'relative',
     )
     queries = evaluate.held_out_queries(dataset)
     objective = _objective(config, mixture, dataset)

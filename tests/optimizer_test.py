@@ -42,6 +42,12 @@ def test_each_group_moves_at_its_own_rate_and_the_rest_is_frozen():
     np.testing.assert_array_equal(after['tower']['Dense_0']['kernel'], before['tower']['Dense_0']['kernel'])
 
 
+def test_rates_may_be_absolute():
+    before, after = one_step(RATES, relative=False)
+    for name in ('centroids', 'codebooks'):
+        np.testing.assert_allclose(before[name] - after[name], RATES[name], rtol=1e-3)
+
+
 def test_rotation_stays_orthogonal():
     params = tree()
     transformation = optimizer.build({**RATES, 'rotation': 0.05}, steps=10, schedules=CONSTANT)

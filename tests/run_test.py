@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dvq_jax.errors import InputError
+from dvq_jax.run import open_run
 from tests.train_test import run
 
 
@@ -18,6 +20,8 @@ from tests.train_test import run
         ({'seed': -1}, 'seed is -1'),
         ({'candidates': 'top60'}, 'first 60 documents, .* holds 50'),
         ({'candidates': 'gt'}, 'a single document'),
+        ({'scales': 'both'}, "scales is 'both'; use 'relative' or 'absolute'"),
+        ({'data__placement': 'disk'}, "data.placement is 'disk'"),
         ({'loss__name': 'l2'}, "'l2' is not a loss"),
         ({'loss__temperature': 0.0}, 'loss.temperature is 0.0'),
         ({'quantizer__assignment': 'fixed'}, "quantizer.assignment is 'fixed'"),
@@ -49,6 +53,18 @@ def test_bad_configs_are_refused_before_anything_is_written(small_config, tmp_pa
     with pytest.raises(InputError, match=message):
         run(small_config, tmp_path / 'W', **changes)
     assert not (tmp_path / 'W').exists()
+
+
+def test_scales_are_relative_or_absolute(small_config, tmp_path):
+    relative = open_run(small_config, tmp_path / 'W').objective.temperature
+    small_config.scales = 'absolute'
+    absolute = open_run(small_config, tmp_path / 'W').objective.temperature
+    spread = np.mean(
+        [np.std(example['topk_scores']) for example in open_run(small_config, tmp_path).dataset.dev]
+    )
+    assert absolute == small_config.loss.temperature and relative == pytest.approx(
+        absolute * spread, rel=1e-5
+    )
 
 
 def test_workdir_of_another_config_is_refused(small_config, tmp_path):
