@@ -1,9 +1,9 @@
 """Optax groups and schedules: centroids, codebooks, rotation and query tower, each at its own rate.
 
 A group without a rate is frozen, and every parameter belongs to exactly one group. Rates of centroids and
-codebooks are relative if nothing else is said: a step of rate r moves a coordinate by about r times the array's
-root mean square, so they fit embeddings of any dimension and norm. The rotation stays orthogonal: each of its
-updates ends on the orthogonal matrices.
+codebooks are relative if nothing else is said: a step of rate r moves a coordinate by about r times the root
+mean square of the array, so they fit embeddings of any dimension and norm. The rotation stays orthogonal, for
+each of its updates ends on the orthogonal matrices.
 """
 
 from collections.abc import Mapping
