@@ -15,24 +15,14 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from dvq_jax import blocks, files, huggingface
+from dvq_jax import blocks, files, host, huggingface
 from dvq_jax.progress import Progress
 from dvq_jax.texts import Texts
 
 _BLOCK = 2**15  # texts that are finished together
-_TOKENS = 4096  # in a device's batch
-_LENGTHS = (
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-)  # that texts are padded to, and multiples of the last
+_TOKENS_ON_HOST, _TOKENS = 4096, 32_768  # in a device's batch
+# That texts are padded to, and multiples of the last: near each other where most texts are.
+_LENGTHS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512)
 
 
 def padded_length(tokens: int, longest: int) -> int:
@@ -42,13 +32,17 @@ def padded_length(tokens: int, longest: int) -> int:
     return min(longest, next(length for length in lengths if length >= tokens))
 
 
+def _rows(length: int) -> int:
+    """Texts in a device's batch."""
+    return max(1, (_TOKENS_ON_HOST if host.is_all_there_is() else _TOKENS) // length)
+
+
 def _batches(lengths: np.ndarray, longest: int, devices: int) -> Iterator[tuple[int, np.ndarray]]:
     """(padded length, rows) of texts that go together, long ones first."""
     order, start = np.argsort(-lengths, kind='stable'), 0
     while start < len(order):
         length = padded_length(int(lengths[order[start]]), longest)
-        size = devices * max(1, _TOKENS // length)
-        rows = order[start : start + size]
+        rows = order[start : start + devices * _rows(length)]
         yield length, rows
         start += len(rows)
 
@@ -88,7 +82,7 @@ class Embedder:
         vectors = np.empty((len(texts), self._encoder.module.shape.dim), np.float32)
         waiting: tuple[np.ndarray, jax.Array] | None = None
         for length, rows in _batches(np.array([len(ids) for ids in tokens]), self._longest, devices):
-            size = max(1, _TOKENS // length)
+            size = _rows(length)
             batch = np.full((devices * size, length), -1, np.int32)
             for place, row in enumerate(rows):
                 batch[place, : len(tokens[row])] = tokens[row]

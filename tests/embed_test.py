@@ -29,7 +29,7 @@ def write_texts(path, count=90):
 
 @pytest.mark.parametrize(
     ('tokens', 'longest', 'expected'),
-    [(3, 512, 16), (16, 512, 16), (17, 512, 32), (400, 512, 512), (30, 20, 20), (600, 2048, 1024)],
+    [(3, 512, 8), (8, 512, 8), (17, 512, 24), (400, 512, 512), (30, 20, 20), (600, 2048, 1024)],
 )
 def test_lengths_are_few(tokens, longest, expected):
     assert embed.padded_length(min(tokens, longest), longest) == expected
@@ -37,7 +37,7 @@ def test_lengths_are_few(tokens, longest, expected):
 
 def test_a_text_has_its_vector_whatever_goes_with_it(tmp_path, encoder, monkeypatch):
     lines = write_texts(tmp_path / 't.tsv')
-    monkeypatch.setattr(embed, '_TOKENS', 64)
+    monkeypatch.setattr(embed, '_TOKENS_ON_HOST', 64)
     together = embed.Embedder(encoder)(lines)
     alone = np.concatenate([embed.Embedder(encoder)([line]) for line in lines[:5]])
     np.testing.assert_allclose(together[:5], alone, atol=1e-6)
