@@ -19,13 +19,17 @@ def markdown(rows: dict[str, dict]) -> str:
     Returns:
       A Markdown table.
     """
-    probes = list(next(iter(rows.values()))['nprobe'])
+    probes = list(dict.fromkeys(probe for row in rows.values() for probe in row['nprobe']))
     titles = [f'{metric.replace("RR@", "MRR@")}, P {probe}' for probe in probes for metric in SHOWN]
     lines = ['| | ' + ' | '.join(titles) + ' | seconds |', '|---|' + '---:|' * (len(titles) + 1)]
     for name, row in rows.items():
-        cells = [f'{row["nprobe"][probe][metric]:.3f}'.lstrip('0') for probe in probes for metric in SHOWN]
+        cells = [_cell(row['nprobe'].get(probe, {}).get(metric)) for probe in probes for metric in SHOWN]
         lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {row["train_seconds"]:.0f} |')
     return '\n'.join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return '–' if value is None else f'{value:.3f}'.lstrip('0')
 
 
 if __name__ == '__main__':
