@@ -42,7 +42,7 @@ def host(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(('script', 'extra'), [('gpu.sh', 'cuda'), ('tpu_vm.sh', 'tpu')])
+@pytest.mark.parametrize(('script', 'extra'), [('gpu.sh', 'cuda,text'), ('tpu_vm.sh', 'tpu,text')])
 def test_one_host_installs_and_runs_the_command(host, script, extra):
     done, log = host(script, 'train', *FLAGS, RESULT='{"step": 7}')
     assert done.returncode == 0 and done.stdout == '{"step": 7}\n'
