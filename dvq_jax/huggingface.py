@@ -29,7 +29,9 @@ except ImportError as error:
     ) from error
 
 _CONFIG, WEIGHTS, _MODULES = 'config.json', 'model.safetensors', 'modules.json'
-_TOKENIZER, _VOCABULARY = 'tokenizer.json', 'vocab.txt'
+_TOKENIZER, _VOCABULARY, _SETTINGS = 'tokenizer.json', 'vocab.txt', 'tokenizer_config.json'
+_TOKENIZERS = (_TOKENIZER, _VOCABULARY, _SETTINGS, 'special_tokens_map.json')
+_LENGTHS, _TYPES = 'sentence_bert_config.json', 'sentence_transformers.models.'
 _SIZES = {
     'words': 'vocab_size',
     'positions': 'max_position_embeddings',
@@ -125,24 +127,37 @@ def load(
     return Encoder(folder, module, _params(folder, module), tokenizer)
 
 
-def write(out: pathlib.Path, encoder: Encoder, params: Mapping[str, Any]) -> None:
-    """Fills an empty folder with an encoder of other parameters; all else is copied.
+def write(out: pathlib.Path, encoder: Encoder) -> None:
+    """Writes an encoder, as `load` and Sentence-Transformers open it.
 
     Args:
-      out: exists and is empty.
-      encoder: the one that they were trained from.
-      params: of the same structure.
+      out: the folder to create.
+      encoder: of a folder that is still there, its parameters perhaps trained since.
     """
-    for source in encoder.folder.iterdir():
-        if source.is_dir():
-            shutil.copytree(source, out / source.name)
-        elif source.suffix in ('.json', '.txt', '.md'):
-            shutil.copyfile(source, out / source.name)
+    out.mkdir()
+    for name in (_CONFIG, *_TOKENIZERS):
+        if (encoder.folder / name).exists():
+            shutil.copyfile(encoder.folder / name, out / name)
     tensors, prefix = _read_tensors(encoder.folder)
     for name, path, turned in _names(encoder.module.shape):
-        value = np.asarray(_at(params, path), np.float32)
+        value = np.asarray(_at(encoder.params, path), np.float32)
         tensors[prefix + name] = np.ascontiguousarray(value.T if turned else value)
     safetensors.numpy.save_file(tensors, out / WEIGHTS, metadata={'format': 'pt'})
+    module, kinds = encoder.module, ['Transformer', 'Pooling']
+    kinds += ['Normalize'] if module.normalize else []
+    modules = [
+        {'idx': place, 'name': str(place), 'path': f'{place}_{kind}' if place else '', 'type': _TYPES + kind}
+        for place, kind in enumerate(kinds)
+    ]
+    modes = {f'pooling_mode_{name}': ours == module.pooling for name, ours in _POOLINGS.items()}
+    lengths = {'max_seq_length': encoder.tokenizer.truncation['max_length'], 'do_lower_case': False}
+    (out / '1_Pooling').mkdir()
+    for name, value in (
+        (_MODULES, modules),
+        (f'1_Pooling/{_CONFIG}', {'word_embedding_dimension': module.shape.dim, **modes}),
+        (_LENGTHS, lengths),
+    ):
+        (out / name).write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -172,7 +187,7 @@ def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     """What a Sentence-Transformers folder says of pooling, norm and length; empty for others."""
     if not (folder / _MODULES).exists():
         return {}
-    modules = {module['type'].rpartition('.')[2]: module['path'] for module in _json(folder / _MODULES)}
+    modules = {module['type'].removeprefix(_TYPES): module['path'] for module in _json(folder / _MODULES)}
     unknown = set(modules) - {'Transformer', 'Pooling', 'Normalize'}
     if unknown or 'Pooling' not in modules:
         raise InputError(
@@ -185,7 +200,7 @@ def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     if len(kinds) != 1 or kinds[0] is None:
         raise InputError(f'{path}: pools by {" and ".join(modes)}; known are cls, mean and max, one of them.')
     settings = {'pooling': kinds[0], 'normalize': 'Normalize' in modules}
-    lengths = folder / 'sentence_bert_config.json'
+    lengths = folder / _LENGTHS
     longest = _json(lengths).get('max_seq_length') if lengths.exists() else None
     return settings | ({'max_length': longest} if longest else {})
 
@@ -196,7 +211,7 @@ def _tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
         if path.exists():
             return tokenizers.Tokenizer.from_file(str(path))
         path = folder / _VOCABULARY
-        settings = folder / 'tokenizer_config.json'
+        settings = folder / _SETTINGS
         lower = _json(settings).get('do_lower_case', True) if settings.exists() else True
         return _word_pieces(path, lower=lower)
     except InputError:

@@ -1,9 +1,10 @@
 """An exported index, opened for search: one class for every engine."""
 
 import collections
+import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Index:
       query_transform: queries to the index's space.
       engine: (rotated [q, D], *, k, nprobe) -> (scores [q, k], rows [q, k]).
       doc_ids: the documents' ids.
+      encoder: the folder of the text encoder; None where the index has none.
       side_by_side: whether the engine is called by a thread for each core, for it has none of its own.
     """
 
@@ -37,10 +39,12 @@ class Index:
         query_transform: transform.QueryTransform,
         engine: Callable[..., tuple[np.ndarray, np.ndarray]],
         doc_ids: ids.Ids,
+        encoder: pathlib.Path | None,
         side_by_side: bool,
     ):
         self.manifest = stated
         self.ids = doc_ids
+        self._encoder = encoder
         self._transform, self._engine, self._side_by_side = query_transform, engine, side_by_side
 
     def __len__(self) -> int:
@@ -111,6 +115,49 @@ class Index:
         scores, rows = self.search_rows(queries, k=k, nprobe=nprobe)
         return scores, self.ids.take(rows)
 
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds query texts by the index's own encoder.
+
+        Args:
+          texts: q strings.
+
+        Returns:
+          [q, D] float32, as `search` takes them.
+
+        Raises:
+          InputError: the index has no encoder, or its packages are not installed.
+        """
+        if self._encoder is None:
+            raise InputError('the index has no text encoder; export it with --encoder=FOLDER.')
+        return self._embedder(list(texts))
+
+    @functools.cached_property
+    def _embedder(self) -> Callable[[list[str]], np.ndarray]:
+        from dvq_jax import embed, huggingface
+
+        return embed.Embedder(huggingface.load(self._encoder))
+
+    def search_text(
+        self, texts: Sequence[str], *, k: int = 100, nprobe: int = 10
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds documents for query texts, by id; `search` of what `embed` makes of them.
+
+        Example:
+          scores, ids = dvq_jax.open_index('INDEX').search_text(['how to copy a folder'], k=10)
+
+        Args:
+          texts: q strings.
+          k: documents wanted for each.
+          nprobe: P, the lists to search, at most L.
+
+        Returns:
+          scores and ids, as `search`.
+
+        Raises:
+          InputError: as `embed` and `search_rows`.
+        """
+        return self.search(self.embed(texts), k=k, nprobe=nprobe)
+
 
 def open_index(path: str | os.PathLike) -> Index:
     """Opens what `export` wrote.
@@ -136,7 +183,8 @@ def open_index(path: str | os.PathLike) -> Index:
         from dvq_jax.export import scann as engine
     else:
         from dvq_jax.export import faiss as engine
-    manifest.check(folder, stated, (*beside.NAMES, *engine.names(stated)))
+    encoder = beside.encoder_files(stated)
+    manifest.check(folder, stated, (*beside.NAMES, *encoder, *engine.names(stated)))
     return Index(
         stated=stated,
         query_transform=transform.QueryTransform.read(
@@ -144,5 +192,6 @@ def open_index(path: str | os.PathLike) -> Index:
         ),
         engine=engine.open_engine(folder, stated),
         doc_ids=ids.Ids(folder / ids.NAME, count=stated.documents),
+        encoder=folder / beside.ENCODER if encoder else None,
         side_by_side=stated.engine == 'scann',
     )

@@ -80,7 +80,7 @@ def test_the_command_gives_the_same_on_more_devices(tmp_path, encoder):
     lines = write_texts(tmp_path / 't.tsv')
     one = encode(tmp_path, tmp_path / 'one.npy')
     assert one.returncode == 0, one.stderr[-2000:]
-    assert json.loads(one.stdout)['texts'] == len(lines)
+    assert json.loads(one.stdout)['texts'] == {str(tmp_path / 'one.npy'): len(lines)}
     assert encode(tmp_path, tmp_path / 'four.npy', devices=4).returncode == 0
     assert (tmp_path / 'one.npy').read_bytes() == (tmp_path / 'four.npy').read_bytes()
     vectors = np.load(tmp_path / 'one.npy')
@@ -96,3 +96,5 @@ def test_the_command_refuses_in_one_sentence(tmp_path, encoder):
     refused = encode(tmp_path, tmp_path / 'out.npy')
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith('error: ')
     assert 'line 2 has no text' in refused.stderr and not (tmp_path / 'out.npy').exists()
+    refused = encode(tmp_path, 'one.npy,two.npy')
+    assert refused.returncode == 2 and '--text names 1 files and --out 2' in refused.stderr

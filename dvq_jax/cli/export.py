@@ -1,7 +1,7 @@
 r"""Writes a trained index for a search engine.
 
 python -m dvq_jax.cli.export --workdir=W [--step=latest|best|N] --format=scann --out=INDEX \
-    [--reorder=none|float32|bfloat16|int8] [--lookup=auto|float|int8|lut16]
+    [--reorder=none|float32|bfloat16|int8] [--lookup=auto|float|int8|lut16] [--encoder=DIR]
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from dvq_jax import data, evaluate, files
-from dvq_jax.cli import run
+from dvq_jax.cli import encoders, run
 from dvq_jax.errors import InputError
 from dvq_jax.export.manifest import Manifest
 
@@ -36,6 +36,9 @@ _LOOKUP = flags.DEFINE_enum(
 _DOCIDS_PICKLE = flags.DEFINE_bool(
     'docids_pickle', False, "Also write scann_docids.pkl, from which ScaNN's own load_searcher takes ids."
 )
+_ENCODER = flags.DEFINE_string(
+    'encoder', None, 'The folder of the text encoder, to go with the index: it can then be searched by text.'
+)
 _OUT = flags.DEFINE_string('out', None, 'The index: a folder to create.', required=True)
 
 
@@ -49,6 +52,7 @@ def main() -> dict:
     if _FORMAT.value == 'faiss' and only_scann:
         raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')
     files.make_folder(out.parent)
+    encoder = encoders.load(_ENCODER.value) if _ENCODER.value else None
     trained, source = evaluate.open_trained(_WORKDIR.value, _STEP.value)
     write = _writer(corpus=source.corpus, codewords=trained.params.codebooks.shape[1])
     written = write(
@@ -57,6 +61,7 @@ def main() -> dict:
         encoding=evaluate.encode_trained(trained, source),
         doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
         tower=trained.tower,
+        encoder=encoder,
         step=trained.step,
         config=trained.config,
     )

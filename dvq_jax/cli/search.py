@@ -2,19 +2,25 @@ r"""Searches an exported index and writes a TREC run; measures it where qrels ar
 
 python -m dvq_jax.cli.search --index=INDEX --queries=q.npy --query_ids=q.tsv --k=100 --nprobe=10 \
     --out=run.trec [--qrels=q.txt]
+
+With --text=q.tsv instead of --queries and --query_ids the index embeds the queries itself.
 """
 
 import time
 
+import numpy as np
 from absl import flags
 
-import dvq_jax
 from dvq_jax import data, files, metrics
 from dvq_jax.cli import run
+from dvq_jax.errors import InputError
+from dvq_jax.index import Index, open_index
+from dvq_jax.texts import Texts
 
 _INDEX = flags.DEFINE_string('index', None, 'The index: a folder that export wrote.', required=True)
-_QUERIES = flags.DEFINE_string(
-    'queries', None, 'Query embeddings: .npy, .fvecs, .fbin or .parquet.', required=True
+_QUERIES = flags.DEFINE_string('queries', None, 'Query embeddings: .npy, .fvecs, .fbin or .parquet.')
+_TEXT = flags.DEFINE_string(
+    'text', None, 'Instead, a .tsv of query ids and texts, where the index has a text encoder.'
 )
 _QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids: a .tsv, first column. Else row numbers.')
 _QRELS = flags.DEFINE_string(
@@ -27,12 +33,23 @@ _OUT = flags.DEFINE_string('out', None, 'The run: a file to write.', required=Tr
 _TIMED = 4096  # queries of the second pass
 
 
+def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
+    """Embeddings and ids, of files or of texts."""
+    if (_QUERIES.value is None) == (_TEXT.value is None) or (_TEXT.value and _QUERY_IDS.value):
+        raise InputError('give --queries, perhaps with --query_ids, or --text, which has both.')
+    if _QUERIES.value:
+        queries = data.open_embeddings(_QUERIES.value)
+        return queries, data.read_ids(_QUERY_IDS.value, len(queries))
+    texts = Texts(_TEXT.value)
+    ids = data.read_ids(_TEXT.value, len(texts))
+    return index.embed(texts.read(slice(0, len(texts)))), ids
+
+
 def main() -> dict:
     """Opens, searches, writes; says where the run is, how long a query took, and how good it is."""
     files.check_output(_OUT.value)
-    index = dvq_jax.open_index(_INDEX.value)
-    queries = data.open_embeddings(_QUERIES.value)
-    query_ids = data.read_ids(_QUERY_IDS.value, len(queries))
+    index = open_index(_INDEX.value)
+    queries, query_ids = _read_queries(index)
     positives = data.read_qrels(_QRELS.value, query_ids, index.ids) if _QRELS.value else None
     scores, rows = index.search_rows(queries, k=_K.value, nprobe=_NPROBE.value)
     timed = queries[:_TIMED]

@@ -101,7 +101,8 @@ def append(
     _check_ids(old, doc_ids, source)
     with files.atomic_folder(out) as folder:
         encoding = _encode(old, corpus)
-        for name in (*protos.NAMES, transform.NAME):
+        for name in (*protos.NAMES, transform.NAME, *beside.encoder_files(old.stated)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(old.folder / name, folder / name)
         fresh = scann.stored(encoding)
         for name, rows in fresh.items():
@@ -132,7 +133,7 @@ def _open(folder: pathlib.Path) -> _Old:
             f'{folder}: is an index of FAISS; add to it with faiss itself (index.add), or export the run for '
             'ScaNN and add to that.'
         )
-    manifest.check(folder, stated, (*beside.NAMES, *scann.names(stated)))
+    manifest.check(folder, stated, (*beside.NAMES, *beside.encoder_files(stated), *scann.names(stated)))
     contents = scann.read(folder, stated)
     rotation, _ = transform.read(
         folder / transform.NAME, name=stated.tower, args=stated.tower_args, dim=stated.dim

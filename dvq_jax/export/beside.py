@@ -1,17 +1,39 @@
 """What every index folder carries beside the engine's own files: ids, query transform, manifest."""
 
 import pathlib
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dvq_jax.errors import InputError
 from dvq_jax.export import ids, manifest, transform
 from dvq_jax.export.manifest import Manifest
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
 
+if TYPE_CHECKING:
+    from dvq_jax.huggingface import Encoder
+
 NAMES = (ids.NAME, transform.NAME)
+ENCODER = 'encoder'  # the folder of a text encoder, if the index has one
+# Names that `huggingface.write` gives, and none that leaves the folder.
+_ENCODER_FILE = re.compile(rf'{ENCODER}/(1_Pooling/)?\w+\.\w+')
+
+
+def encoder_files(stated: Manifest) -> tuple[str, ...]:
+    """The files of an index's text encoder; none where it has no encoder."""
+    return tuple(name for name in stated.files if _ENCODER_FILE.fullmatch(name))
+
+
+def check_encoder(encoder: 'Encoder | None', dim: int) -> None:
+    """Raises InputError where an encoder's vectors are not of D dimensions."""
+    if encoder is not None and encoder.module.shape.dim != dim:
+        raise InputError(
+            f'{encoder.folder}: makes vectors of {encoder.module.shape.dim} dimensions, the index has {dim}; '
+            'give the encoder of its embeddings.'
+        )
 
 
 def on_host(params: IndexParams, encoding: Encoding) -> tuple[IndexParams, Encoding]:
@@ -32,6 +54,7 @@ def write(
     encoding: Encoding,
     doc_ids: Iterable[str],
     tower: Tower,
+    encoder: 'Encoder | None',
     lookup: str,
     reorder: str,
     step: int,
@@ -47,6 +70,7 @@ def write(
       encoding: N documents.
       doc_ids: N ids, in row order; may be a generator.
       tower: the query tower.
+      encoder: of query texts, to go with the index.
       lookup: how the engine scores codes.
       reorder: the vectors kept for exact re-scoring.
       step: the training step.
@@ -56,10 +80,14 @@ def write(
       The manifest.
 
     Raises:
-      InputError: an id with a line break, or not N ids.
+      InputError: an id with a line break, not N ids, or an encoder of another dimension.
     """
     ids.write(folder / ids.NAME, doc_ids, count=encoding.documents)
     transform.write(folder / transform.NAME, rotation=params.rotation, tower=tower)
+    if encoder is not None:
+        from dvq_jax import huggingface
+
+        huggingface.write(folder / ENCODER, encoder)
     (lists, dim), (books, codewords, _) = params.centroids.shape, params.codebooks.shape
     return manifest.write(
         folder,

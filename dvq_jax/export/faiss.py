@@ -7,7 +7,7 @@ through the query tower (the rotation is in the index). The lists and codes are 
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from dvq_jax.export.manifest import Manifest
 from dvq_jax.export.verify import verify
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
+
+if TYPE_CHECKING:
+    from dvq_jax.huggingface import Encoder
 
 try:
     import faiss
@@ -35,6 +38,7 @@ def write(
     encoding: Encoding,
     doc_ids: Iterable[str],
     tower: Tower | None = None,
+    encoder: 'Encoder | None' = None,
     nprobe: int = 10,
     step: int = 0,
     config: dict[str, Any] | None = None,
@@ -52,6 +56,7 @@ def write(
       encoding: N documents.
       doc_ids: N ids, in row order; may be a generator.
       tower: the query tower; None is the identity.
+      encoder: of query texts, to go with the index, so that it can be searched by text.
       nprobe: P for a searcher that is not told.
       step: the training step, for the manifest.
       config: the training config, for the manifest, which keeps its hash.
@@ -65,6 +70,7 @@ def write(
     """
     params, encoding = beside.on_host(params, encoding)
     nprobe = min(nprobe, len(params.centroids))
+    beside.check_encoder(encoder, len(params.rotation))
     with files.atomic_folder(out) as folder:
         faiss.write_index(build(params, encoding, nprobe=nprobe), str(folder / NAME))
         written = beside.write(
@@ -75,6 +81,7 @@ def write(
             encoding=encoding,
             doc_ids=doc_ids,
             tower=tower or Tower(),
+            encoder=encoder,
             lookup='float',
             reorder='none',
             step=step,

@@ -92,7 +92,9 @@ def write(folder: pathlib.Path, *, packages: dict[str, str], **fields: Any) -> M
       What was written.
     """
     listed = {
-        path.name: {'bytes': path.stat().st_size, 'sha256': files.sha256(path)} for path in folder.iterdir()
+        path.relative_to(folder).as_posix(): {'bytes': path.stat().st_size, 'sha256': files.sha256(path)}
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
     }
     versions = {name: importlib.metadata.version(name) for name in ('dvq_jax', 'jax', 'numpy')}
     manifest = Manifest(files=listed, packages=versions | packages, **fields)

@@ -21,7 +21,7 @@ import os
 import pathlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scann.scann_ops.py import scann_ops_pybind
@@ -34,6 +34,9 @@ from dvq_jax.export.protos import CODEBOOK, CONFIG, PARTITIONER, REORDER_FACTOR
 from dvq_jax.export.verify import verify
 from dvq_jax.towers import Tower
 from dvq_jax.types import Encoding, IndexParams
+
+if TYPE_CHECKING:
+    from dvq_jax.huggingface import Encoder
 
 Lookup = Literal['float', 'int8', 'lut16']
 Reorder = Literal['none', 'float32', 'bfloat16', 'int8']
@@ -63,6 +66,7 @@ def write(
     encoding: Encoding,
     doc_ids: Iterable[str],
     tower: Tower | None = None,
+    encoder: 'Encoder | None' = None,
     corpus: np.ndarray | None = None,
     reorder: Reorder = 'none',
     lookup: Lookup | None = None,
@@ -86,6 +90,7 @@ def write(
       encoding: N documents, in one list or two each.
       doc_ids: N ids, in row order; may be a generator.
       tower: the query tower; None is the identity.
+      encoder: of query texts, to go with the index, so that it can be searched by text.
       corpus: [N, D] float, in the caller's space, may be memory-mapped; read where the index reorders.
       reorder: the vectors to keep for exact re-scoring of the best candidates.
       lookup: how codes are scored: 'float' (exact), 'int8' (tables rounded to 8 bits) or 'lut16' (the same
@@ -109,6 +114,7 @@ def write(
     corpus = None if reorder == 'none' else corpus
     _check_arguments(params, encoding, reorder=reorder, corpus=corpus)
     nprobe = min(nprobe, len(params.centroids))
+    beside.check_encoder(encoder, len(params.rotation))
     with files.atomic_folder(out) as folder:
         choices = {'lookup': lookup, 'reorder': reorder, 'copies': encoding.copies}
         protos.write(folder, params, nprobe=nprobe, k=k, **choices)
@@ -127,6 +133,7 @@ def write(
             encoding=encoding,
             doc_ids=doc_ids,
             tower=tower or Tower(),
+            encoder=encoder,
             lookup=lookup,
             reorder=reorder,
             step=step,

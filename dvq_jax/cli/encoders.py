@@ -1,0 +1,31 @@
+"""Flags of commands that open a text encoder."""
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from dvq_jax.huggingface import Encoder
+
+_POOLING = flags.DEFINE_enum(
+    'pooling',
+    None,
+    ['cls', 'mean', 'max'],
+    "The encoder's hidden states to one vector; else as its folder says.",
+)
+_NORMALIZE = flags.DEFINE_bool('normalize', None, 'Its vectors to unit norm; else as its folder says.')
+_MAX_LENGTH = flags.DEFINE_integer('max_length', None, 'Of a text, in tokens; else as its folder says.')
+_COMPUTE = flags.DEFINE_enum('compute', 'float32', ['float32', 'bfloat16'], "The encoder's arithmetic.")
+
+
+def load(path: str) -> 'Encoder':
+    """Opens the encoder in a folder; raises InputError where there is none."""
+    from dvq_jax import huggingface
+
+    return huggingface.load(
+        path,
+        pooling=_POOLING.value,
+        normalize=_NORMALIZE.value,
+        max_length=_MAX_LENGTH.value,
+        dtype=_COMPUTE.value,
+    )
