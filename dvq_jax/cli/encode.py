@@ -2,8 +2,8 @@
 
 python -m dvq_jax.cli.encode --model=DIR --text=docs.tsv,queries.tsv --out=docs.npy,queries.npy
 
-A .tsv has an id and a text a line, tab-separated; other commands take it as the file of ids. What is interrupted
-goes on where it was. On several processes as `train`.
+A .tsv has an id and a text a line, tab-separated; other commands take it as the file of ids. What is
+interrupted goes on where it was. On several processes as `train`.
 """
 
 import pathlib
