@@ -70,8 +70,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.quantizer.temperature = 1.0  # of 'softmax', in squared distance
 
     config.tower = ml_collections.ConfigDict()
-    config.tower.name = 'linear'  # or 'identity', 'mlp'
+    config.tower.name = 'linear'  # or 'identity', 'mlp', 'transformer': the query encoder itself
     config.tower.mlp = ml_collections.ConfigDict({'hidden': 512})
+    config.tower.transformer = ml_collections.ConfigDict()
+    config.tower.transformer.model = ''  # the encoder's folder, in Hugging Face's format
+    config.tower.transformer.max_length = 32  # of a query, in tokens
+    config.tower.transformer.dtype = 'float32'  # or 'bfloat16'
+    config.tower.transformer.remat = False  # hidden states computed again, not kept, for the gradient
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.warmup = 0.1  # share of the steps in which rates rise

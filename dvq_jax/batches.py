@@ -6,6 +6,7 @@ P-th of them. So the iterator's state, a count of batches, fits any number of pr
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
@@ -51,6 +52,7 @@ def training_batches(
     seed: int,
     lists: np.ndarray | None,
     with_docs: bool = True,
+    read: Callable[[Sequence[str]], np.ndarray] | None = None,
     threads: int = 4,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
@@ -63,6 +65,7 @@ def training_batches(
       seed: of the shuffles and draws.
       lists: [N] int32, frozen lists; None where they are re-assigned on the fly.
       with_docs: gather the documents; else `docs` is None, for the corpus is on the devices.
+      read: texts to tokens, where the tower reads them, see `towers.reader`.
       threads: that read and gather ahead.
       prefetch: batches held ready.
 
@@ -88,6 +91,7 @@ def training_batches(
             docs=gather(dataset.corpus, doc_ids) if with_docs else None,
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
             positives=positives,
+            tokens=None if read is None else read([example['text'] for example in examples]),
         )
         local = jax.local_device_count()
         spread = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)

@@ -5,6 +5,7 @@ A run's folder holds
     W/checkpoints/STEP/{params,opt_state,about}   written by Orbax, complete or absent
     W/lists.npy                                   [N] int32, the frozen lists, written once
     W/encodings/STEP/                             the corpus as that checkpoint encodes it, see `encode.Store`
+    W/encoder/                                    the text encoder before training, if that is the query tower
 
 Arrays are saved in natural shapes and restored as numpy, so that a checkpoint from 8 devices restores on 1.
 What evaluation and export need, `params` and `about`, is read without the optimizer's state or a config file.
@@ -22,14 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dvq_jax import files
+from dvq_jax import files, towers
 from dvq_jax.errors import InputError
 from dvq_jax.towers import Tower
 from dvq_jax.train_step import TrainState
 from dvq_jax.types import IndexParams
 
 _FOLDER = 'checkpoints'
-_LISTS = 'lists.npy'
+_LISTS, _ENCODER = 'lists.npy', 'encoder'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +216,15 @@ def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
     return lists
 
 
+def write_encoder(workdir: pathlib.Path, tower: Tower) -> None:
+    """Stores the text encoder that a tower starts from, from process 0: evaluation needs its tokenizer."""
+    if jax.process_index() == 0 and not (workdir / _ENCODER).exists():
+        from dvq_jax import huggingface
+
+        with files.atomic_folder(workdir / _ENCODER) as aside:
+            huggingface.write(aside, towers.encoder(tower))
+
+
 def available_steps(workdir: pathlib.Path) -> list[int]:
     """The complete checkpoints of a run, ascending; empty where there is none yet."""
     folder = workdir / _FOLDER
@@ -254,11 +264,14 @@ def load(workdir: str | os.PathLike, step: str | int = 'latest') -> Trained:
     params, notes = restored['params'], restored['about']
     if 'codes' not in notes['config']:
         raise InputError(f'{workdir}: was trained by an earlier version of dvq_jax; train again.')
+    args = notes['tower_args']
+    if towers.reads_text(notes['tower']):
+        args = {**args, 'model': str(workdir / _ENCODER)}
     return Trained(
         workdir=workdir,
         step=number,
         params=IndexParams(**{name: np.asarray(params[name]) for name in IndexParams.__annotations__}),
-        tower=Tower(notes['tower'], notes['tower_args'], params.get('tower') or {}),
+        tower=Tower(notes['tower'], args, params.get('tower') or {}),
         lists=read_lists(workdir, notes['lists']) if notes['lists'] else None,
         config=notes['config'],
         dataset=notes['dataset'],

@@ -39,9 +39,10 @@ class Dataset:
       topk: how many of the teacher's documents each query has.
       train: the examples to train on, `len()` and `[i]` -> dict with
         `query_id` str, `embedding` [D] float32, `topk_ids` [topk] int32, `topk_scores` [topk] float32,
-        `positives` [any] int32. Ids are rows of the corpus.
+        `positives` [any] int32, and `text` str where it was prepared with texts. Ids are rows of the corpus.
       dev: examples held out to choose a checkpoint by, of the same form.
       labelled: how many training examples have positives.
+      texts: whether examples have `text`.
       fingerprint: of the corpus.
       digest: of the examples.
     """
@@ -54,6 +55,7 @@ class Dataset:
     train: 'Examples'
     dev: 'Examples'
     labelled: int
+    texts: bool
     fingerprint: str
     digest: str
 
@@ -83,7 +85,8 @@ class Examples(Sequence):
 
 def _tidy(example: dict[str, Any]) -> dict[str, Any]:
     query_id = example['query_id'].decode()
-    return {**example, 'query_id': query_id, 'positives': np.asarray(example['positives'], np.int32)}
+    tidy = {**example, 'query_id': query_id, 'positives': np.asarray(example['positives'], np.int32)}
+    return tidy | ({'text': example['text'].decode()} if 'text' in example else {})
 
 
 def held_out(query_ids: Sequence[str], count: int) -> np.ndarray:
@@ -114,6 +117,7 @@ def write_dataset(
     topk_ids: np.ndarray,
     topk_scores: np.ndarray,
     positives: Sequence[np.ndarray],
+    texts: Sequence[str] | None,
     dev: np.ndarray,
 ) -> None:
     """Fills an empty folder with a training dataset.
@@ -128,13 +132,15 @@ def write_dataset(
       topk_ids: [Q, K] int32.
       topk_scores: [Q, K] float32.
       positives: for each query, [any] int32.
+      texts: the queries' texts, or None.
       dev: [Q] bool, the queries that go to the split `dev`.
     """
     topk = topk_ids.shape[1]
     rows = {'train': np.flatnonzero(~dev), 'dev': np.flatnonzero(dev)}
 
     def example(row: int) -> dict[str, Any]:
-        return {
+        text = {} if texts is None else {'text': texts[row]}
+        return text | {
             'query_id': query_ids[row],
             'embedding': np.asarray(queries[row], np.float32),
             'topk_ids': topk_ids[row],
@@ -142,7 +148,7 @@ def write_dataset(
             'positives': positives[row],
         }
 
-    _write_splits(folder, _features(queries.shape[1], topk), rows, example)
+    _write_splits(folder, _features(queries.shape[1], topk, texts=texts is not None), rows, example)
     written = sorted(folder.glob(f'*.{_FORMAT}-*'))
     about = {
         'corpus': corpus_path,
@@ -154,6 +160,7 @@ def write_dataset(
         'topk': topk,
         'train': len(rows['train']),
         'dev': len(rows['dev']),
+        'texts': texts is not None,
         'labelled': sum(len(positives[row]) > 0 for row in rows['train']),
         'examples': hashlib.sha256(''.join(map(files.sha256, written)).encode()).hexdigest(),
         'files': {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -161,12 +168,13 @@ def write_dataset(
     (folder / _CORPUS).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
 
 
-def _features(dim: int, topk: int) -> tfds.features.FeaturesDict:
+def _features(dim: int, topk: int, *, texts: bool) -> tfds.features.FeaturesDict:
     def tensor(size, dtype):  # as bytes: encoded 3 times and decoded twice as fast as the default
         return tfds.features.Tensor(shape=(size,), dtype=dtype, encoding='bytes')
 
     return tfds.features.FeaturesDict(
         {
+            **({'text': tfds.features.Text()} if texts else {}),
             'query_id': tfds.features.Text(),
             'embedding': tensor(dim, np.float32),
             'topk_ids': tensor(topk, np.int32),
@@ -261,6 +269,7 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
         train=_open_split(folder, 'train', about['train']),
         dev=_open_split(folder, 'dev', about['dev']),
         labelled=about['labelled'],
+        texts=about['texts'],
         fingerprint=about['fingerprint'],
         digest=about['examples'],
     )

@@ -5,6 +5,7 @@ them: its lists (`routing`) and its codes (`codes`).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Demand:
       offsets: [N + 1] int64; document d is wanted by rows[offsets[d]:offsets[d + 1]].
       rows: [Q·K] int32, queries of each document, those that rank it best first.
       ranks: [Q·K] int32, where they rank it, from 0.
+      texts: Q texts of the queries, where the dataset has them.
     """
 
     queries: np.ndarray
@@ -34,6 +36,7 @@ class Demand:
     offsets: np.ndarray
     rows: np.ndarray
     ranks: np.ndarray
+    texts: Sequence[str] | None = None
 
     @property
     def spread(self) -> float:
@@ -113,9 +116,12 @@ def read_demand(examples: Examples, documents: int) -> Demand:
       demand = read_demand(dataset.train, len(dataset.corpus))
     """
     columns = {'embedding': [], 'topk_ids': [], 'topk_scores': []}
+    texts: list[str] = []
     for start in range(0, len(examples), _READ):
         block = examples.__getitems__(range(start, min(start + _READ, len(examples))))
         for name, parts in columns.items():
             parts.append(np.stack([example[name] for example in block]))
+        texts += [example['text'] for example in block if 'text' in example]
     queries, topk_ids, topk_scores = (np.concatenate(parts) for parts in columns.values())
-    return turn_round(queries, topk_ids, topk_scores, documents)
+    demand = turn_round(queries, topk_ids, topk_scores, documents)
+    return dataclasses.replace(demand, texts=texts or None)

@@ -111,14 +111,13 @@ class Embedding:
     Args:
       encoder: from `huggingface.load`.
       texts: the file.
-      prefix: before each text, such as 'query: '.
       dtype: of what is stored, float16 or float32.
     """
 
     label, unit = 'embed', 'texts'
 
-    def __init__(self, encoder: huggingface.Encoder, texts: Texts, *, prefix: str, dtype: np.dtype):
-        self._encoder, self._texts, self._prefix, self._dtype = encoder, texts, prefix, np.dtype(dtype)
+    def __init__(self, encoder: huggingface.Encoder, texts: Texts, *, dtype: np.dtype):
+        self._encoder, self._texts, self._dtype = encoder, texts, np.dtype(dtype)
         self._embed = Embedder(encoder)
         self.blocks = blocks.cut(len(texts), _BLOCK)
 
@@ -132,7 +131,7 @@ class Embedding:
         encoder = self._encoder
         weights = files.sha256(encoder.folder / huggingface.WEIGHTS)
         settings = [weights, encoder.tokenizer.to_str(), repr(encoder.module), self._texts.digest()]
-        settings += [self._prefix, str(self._dtype), str(_BLOCK)]
+        settings += [encoder.prefix, str(self._dtype), str(_BLOCK)]
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
     def size(self, number: int) -> int:
@@ -141,13 +140,12 @@ class Embedding:
 
     def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
         """Embeds a block."""
-        texts = self._texts.read(self.blocks[number])
-        vectors = self._embed([self._prefix + text for text in texts], progress)
+        vectors = self._embed(self._texts.read(self.blocks[number]), progress)
         return {'vectors': vectors.astype(self._dtype)}
 
 
 def embed_file(
-    encoder: huggingface.Encoder, texts: Texts, out: pathlib.Path, *, prefix: str = '', dtype: str = 'float16'
+    encoder: huggingface.Encoder, texts: Texts, out: pathlib.Path, *, dtype: str = 'float16'
 ) -> tuple[int, int]:
     """Embeds a file of texts, resumable by block; the processes of a `jax.distributed` run share the blocks.
 
@@ -157,7 +155,6 @@ def embed_file(
       encoder: from `huggingface.load`.
       texts: the file.
       out: the `.npy` to write, in row order.
-      prefix: before each text.
       dtype: 'float16' or 'float32'.
 
     Returns:
@@ -167,7 +164,7 @@ def embed_file(
       InputError: a line without a text, or nothing can be written there.
     """
     files.check_output(out)
-    work = Embedding(encoder, texts, prefix=prefix, dtype=np.dtype(dtype))
+    work = Embedding(encoder, texts, dtype=np.dtype(dtype))
     folder = files.make_folder(out.with_name(f'.{out.name}.blocks'))
     parts = blocks.Parts(folder, f'{work.identity()[:16]}.')
     blocks.finish(work, parts)

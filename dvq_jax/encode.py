@@ -226,7 +226,7 @@ class Encoder:
             arrays += [demand.queries, demand.rows, demand.ranks, demand.offsets, demand.topk_scores]
             arrays += jax.tree.leaves(tower.params)
             settings += [audience.queries, audience.prior, audience.sweeps]
-            settings += [tower.name, sorted(tower.args.items())]
+            settings += [tower.name, towers.settings(tower.args), demand.texts]
         digest = hashlib.sha256(repr(settings).encode())
         for array in arrays:
             digest.update(b'-' if array is None else np.ascontiguousarray(array).data)
@@ -240,7 +240,8 @@ class Encoder:
     @functools.cached_property
     def _shared(self) -> tuple[Array, Array]:
         """What all regions need, on the devices."""
-        transformed = towers.apply(self._audience.tower, self._audience.demand.queries)
+        demand = self._audience.demand
+        transformed = towers.apply(self._audience.tower, demand.queries, demand.texts)
         rotated = np.asarray(rotate(self._params, jnp.asarray(transformed)))
         padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
         table = np.ascontiguousarray(codes.by_codebook(self._params, padded))

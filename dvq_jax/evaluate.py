@@ -17,6 +17,7 @@ from dvq_jax.encode import Audience, Encoder, collect, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
+from dvq_jax.texts import Texts
 from dvq_jax.types import Encoding, IndexParams
 
 DEPTH = 100
@@ -34,6 +35,7 @@ class Queries:
       positives: for each query, its relevant rows of the corpus, [any] int32; None without labels.
       teacher: [Q, ≤100] int32, the teacher's rows, best first.
       doc_ids: N ids of the corpus, in row order.
+      texts: Q texts, where the tower reads them.
     """
 
     ids: Sequence[str]
@@ -41,6 +43,7 @@ class Queries:
     positives: Sequence[np.ndarray] | None
     teacher: np.ndarray
     doc_ids: Sequence[str]
+    texts: Sequence[str] | None = None
 
 
 def teacher_metrics(queries: Queries) -> tuple[str, ...]:
@@ -84,10 +87,13 @@ def held_out_queries(dataset: Dataset, doc_ids: Sequence[str] | None = None) -> 
         positives=positives if any(map(len, positives)) else None,
         teacher=np.stack([example['topk_ids'] for example in examples])[:, :DEPTH],
         doc_ids=_RowNumbers(len(dataset.corpus)) if doc_ids is None else doc_ids,
+        texts=[example['text'] for example in examples] if dataset.texts else None,
     )
 
 
-def read_queries(path: str, *, query_ids: str | None, qrels: str | None, dataset: Dataset) -> Queries:
+def read_queries(
+    path: str, *, query_ids: str | None, qrels: str | None, dataset: Dataset, texts: bool = False
+) -> Queries:
     """Queries from files, and the teacher's Top-100 for them.
 
     Args:
@@ -95,6 +101,7 @@ def read_queries(path: str, *, query_ids: str | None, qrels: str | None, dataset
       query_ids: their ids; None numbers them.
       qrels: TREC qrels; None evaluates agreement with the teacher only.
       dataset: whose corpus is searched.
+      texts: read them too, from the further columns of `query_ids`.
 
     Returns:
       The queries.
@@ -115,6 +122,7 @@ def read_queries(path: str, *, query_ids: str | None, qrels: str | None, dataset
         positives=positives,
         teacher=teacher,
         doc_ids=doc_ids,
+        texts=Texts(query_ids).read(slice(0, len(ids))) if texts and query_ids else None,
     )
 
 
@@ -291,7 +299,7 @@ def evaluate_trained(
         trained.params,
         encoding,
         queries,
-        transformed=towers.apply(trained.tower, queries.embeddings),
+        transformed=towers.apply(trained.tower, queries.embeddings, queries.texts),
         nprobe=nprobe,
         run_prefix=run_prefix,
     )

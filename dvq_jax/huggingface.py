@@ -31,7 +31,8 @@ except ImportError as error:
 _CONFIG, WEIGHTS, _MODULES = 'config.json', 'model.safetensors', 'modules.json'
 _TOKENIZER, _VOCABULARY, _SETTINGS = 'tokenizer.json', 'vocab.txt', 'tokenizer_config.json'
 _TOKENIZERS = (_TOKENIZER, _VOCABULARY, _SETTINGS, 'special_tokens_map.json')
-_LENGTHS, _TYPES = 'sentence_bert_config.json', 'sentence_transformers.models.'
+_LENGTHS, _PROMPTS = 'sentence_bert_config.json', 'config_sentence_transformers.json'
+_TYPES = 'sentence_transformers.models.'
 _SIZES = {
     'words': 'vocab_size',
     'positions': 'max_position_embeddings',
@@ -72,16 +73,19 @@ class Encoder:
       module: tokens [b, T] to vectors [b, D].
       params: its parameter tree, float32.
       tokenizer: texts to tokens, cut to the longest text.
+      prefix: before each text, such as 'query: '.
     """
 
     folder: pathlib.Path
     module: Transformer
     params: Mapping[str, Any]
     tokenizer: tokenizers.Tokenizer
+    prefix: str = ''
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, with those that the model wants around it."""
-        return [found.ids for found in self.tokenizer.encode_batch_fast(list(texts))]
+        prefixed = [self.prefix + text for text in texts]
+        return [found.ids for found in self.tokenizer.encode_batch_fast(prefixed)]
 
 
 def load(
@@ -90,6 +94,7 @@ def load(
     pooling: Pooling | None = None,
     normalize: bool | None = None,
     max_length: int | None = None,
+    prefix: str | None = None,
     dtype: str = 'float32',
     remat: bool = False,
 ) -> Encoder:
@@ -100,6 +105,7 @@ def load(
       pooling: 'cls', 'mean' or 'max'; None takes the folder's.
       normalize: vectors to unit norm; None takes the folder's.
       max_length: of a text, in tokens; None takes the folder's.
+      prefix: before each text; None takes the folder's default prompt.
       dtype: of the arithmetic, 'float32' or 'bfloat16'.
       remat: see `Transformer`.
 
@@ -124,17 +130,17 @@ def load(
     tokenizer = _tokenizer(folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(longest)
-    return Encoder(folder, module, _params(folder, module), tokenizer)
+    prefix = stated.get('prefix', '') if prefix is None else prefix
+    return Encoder(folder, module, _params(folder, module), tokenizer, prefix)
 
 
 def write(out: pathlib.Path, encoder: Encoder) -> None:
     """Writes an encoder, as `load` and Sentence-Transformers open it.
 
     Args:
-      out: the folder to create.
+      out: exists and is empty.
       encoder: of a folder that is still there, its parameters perhaps trained since.
     """
-    out.mkdir()
     for name in (_CONFIG, *_TOKENIZERS):
         if (encoder.folder / name).exists():
             shutil.copyfile(encoder.folder / name, out / name)
@@ -156,6 +162,7 @@ def write(out: pathlib.Path, encoder: Encoder) -> None:
         (_MODULES, modules),
         (f'1_Pooling/{_CONFIG}', {'word_embedding_dimension': module.shape.dim, **modes}),
         (_LENGTHS, lengths),
+        (_PROMPTS, {'prompts': {'query': encoder.prefix}, 'default_prompt_name': 'query'}),
     ):
         (out / name).write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
 
@@ -202,7 +209,9 @@ def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
     settings = {'pooling': kinds[0], 'normalize': 'Normalize' in modules}
     lengths = folder / _LENGTHS
     longest = _json(lengths).get('max_seq_length') if lengths.exists() else None
-    return settings | ({'max_length': longest} if longest else {})
+    prompts = _json(folder / _PROMPTS) if (folder / _PROMPTS).exists() else {}
+    prefix = prompts.get('prompts', {}).get(prompts.get('default_prompt_name'), '')
+    return settings | {'prefix': prefix} | ({'max_length': longest} if longest else {})
 
 
 def _tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:

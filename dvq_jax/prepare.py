@@ -10,6 +10,7 @@ import numpy as np
 
 from dvq_jax import data, dataset, files, teacher
 from dvq_jax.errors import InputError
+from dvq_jax.texts import Texts
 
 Path = str | os.PathLike
 
@@ -22,12 +23,14 @@ class Inputs(NamedTuple):
       queries: [Q, D] float16 or float32, memory-mapped.
       query_ids: Q ids.
       positives: for each query, [any] int32, its relevant rows of the corpus.
+      texts: the queries' texts, where they are wanted.
     """
 
     corpus: np.ndarray
     queries: np.ndarray
     query_ids: list[str]
     positives: list[np.ndarray]
+    texts: list[str] | None = None
 
 
 def new_dataset(out: Path) -> pathlib.Path:
@@ -51,6 +54,7 @@ def read_inputs(
     corpus_ids: Path | None = None,
     query_ids: Path | None = None,
     qrels: Path | None = None,
+    query_texts: bool = False,
 ) -> Inputs:
     """Opens and checks what `prepare` is given; writes nothing.
 
@@ -61,6 +65,7 @@ def read_inputs(
       corpus_ids: a `.tsv` whose first column is the documents' ids; None takes row numbers.
       query_ids: the queries' ids, likewise.
       qrels: TREC qrels, or None.
+      query_texts: read the queries' texts from `query_ids` too.
 
     Returns:
       The inputs.
@@ -82,7 +87,14 @@ def read_inputs(
         raise InputError(f'{queries}: holds a single query; give at least 2, one is held out to choose by.')
     if topk > len(docs):
         raise InputError(f'{corpus}: has {len(docs)} documents, topk is {topk}; lower topk.')
-    return Inputs(docs, vectors, names, positives)
+    texts = None
+    if query_texts:
+        if query_ids is None:
+            raise InputError(
+                'texts of queries are wanted and --query_ids is not given; give it, ids and texts.'
+            )
+        texts = Texts(query_ids).read(slice(0, len(names)))
+    return Inputs(docs, vectors, names, positives, texts)
 
 
 def prepare(
@@ -95,6 +107,7 @@ def prepare(
     qrels: Path | None = None,
     topk: int = 200,
     dev_queries: int = 1000,
+    query_texts: bool = False,
 ) -> dict:
     """Mines the teacher's Top-K of each query and writes a training dataset.
 
@@ -102,7 +115,7 @@ def prepare(
     and ends with the same bytes.
 
     Args:
-      corpus, queries, corpus_ids, query_ids, qrels: as `read_inputs` takes them.
+      corpus, queries, corpus_ids, query_ids, qrels, query_texts: as `read_inputs` takes them.
       out: the dataset, a folder to create.
       topk: how many of the teacher's documents each query gets, at most N.
       dev_queries: queries held out to choose a checkpoint by; at most 5 % are.
@@ -119,7 +132,13 @@ def prepare(
     begin = time.monotonic()
     out = new_dataset(out)
     inputs = read_inputs(
-        corpus=corpus, queries=queries, topk=topk, corpus_ids=corpus_ids, query_ids=query_ids, qrels=qrels
+        corpus=corpus,
+        queries=queries,
+        topk=topk,
+        corpus_ids=corpus_ids,
+        query_ids=query_ids,
+        qrels=qrels,
+        query_texts=query_texts,
     )
     files.make_folder(out.parent)
     mined = mining_folder(out)
@@ -140,6 +159,7 @@ def prepare(
             topk_ids=topk_ids,
             topk_scores=topk_scores,
             positives=inputs.positives,
+            texts=inputs.texts,
             dev=dev,
         )
     shutil.rmtree(mined)

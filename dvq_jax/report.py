@@ -162,7 +162,7 @@ def _open_index(trained: checkpoint.Trained, dataset: Dataset, queries: evaluate
     return Index(
         params=trained.params,
         encoding=encoding,
-        transformed=towers.apply(trained.tower, queries.embeddings),
+        transformed=towers.apply(trained.tower, queries.embeddings, queries.texts),
         copies=len(encoding.lists) // len(dataset.corpus),
     )
 

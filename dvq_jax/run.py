@@ -112,9 +112,10 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def tower_args(config: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a config's query tower, from the group of the tower's name."""
-    return dict(config['tower'].get(config['tower']['name'], {}))
+def tower_of(config: dict[str, Any], params: dict[str, Any] | None = None) -> towers.Tower:
+    """A config's query tower, its hyperparameters from the group of the tower's name, and its parameters."""
+    name = config['tower']['name']
+    return towers.Tower(name, dict(config['tower'].get(name, {})), params or {})
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
@@ -156,6 +157,29 @@ def _check_index(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
         raise InputError(
             f'eval.nprobe is {config.eval.nprobe}; there are {index.lists} lists, probe at most those.'
         )
+
+
+def _check_tower(config: ml_collections.ConfigDict, tower: nn.Module, dataset: Dataset) -> None:
+    if not towers.reads_text(config.tower.name):
+        return
+    if not dataset.texts:
+        raise InputError(
+            f'{dataset.folder}: holds no texts of queries, which tower {config.tower.name!r} reads; prepare '
+            'it with --query_texts.'
+        )
+    if tower.shape.dim != dataset.dim:
+        raise InputError(
+            f'tower.transformer.model: {config.tower.transformer.model} makes vectors of {tower.shape.dim} '
+            f'dimensions, the corpus has {dataset.dim}; give the encoder of its queries.'
+        )
+
+
+def initial_tower(run: Run) -> dict[str, Any]:
+    """The query tower's parameters before training."""
+    tower = tower_of(run.config.to_dict())
+    if towers.reads_text(tower.name):
+        return dict(towers.encoder(tower).params)
+    return towers.initial_params(run.tower, run.dataset.dim, seed=run.config.seed)
 
 
 def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dataset) -> Objective:
@@ -229,7 +253,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
     _check_values(config)
     mixture = parse_mixture(config.candidates)
-    tower = towers.build(config.tower.name, **tower_args(config.to_dict()))
+    tower = tower_of(config.to_dict())
+    tower = towers.build(tower.name, **tower.args)
     dataset = open_dataset(config.data.dataset)
     _check_index(config, dataset)
     if not len(dataset.train):
@@ -244,6 +269,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         clip_norm=config.optimizer.clip_norm,
         relative=config.scales == 'relative',
     )
+    _check_tower(config, tower, dataset)
     queries = evaluate.held_out_queries(dataset)
     objective = _objective(config, mixture, dataset)
     metric = _check_metric(config.eval.metric, queries, dataset)
@@ -278,4 +304,4 @@ def blank_state(run: Run) -> TrainState:
         codebooks=np.zeros((index.codebooks, index.codewords, dim // index.codebooks), np.float32),
         rotation=np.zeros((dim, dim), np.float32),
     )
-    return init_state(shapes, towers.initial_params(run.tower, dim, seed=run.config.seed), run.optimizer)
+    return init_state(shapes, initial_tower(run), run.optimizer)

@@ -21,7 +21,7 @@ import numpy as np
 from dvq_jax import checkpoint, evaluate, files, initialize, routing, towers
 from dvq_jax.corpus import assign_corpus
 from dvq_jax.errors import InputError
-from dvq_jax.run import Run, blank_state, flatten, tower_args
+from dvq_jax.run import Run, blank_state, flatten, initial_tower, tower_of
 from dvq_jax.train_step import TrainState, init_state
 from dvq_jax.types import IndexParams
 
@@ -103,14 +103,15 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
 def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainState, np.ndarray | None]:
     """Rules 3 and 4: the state at step 0, of another run's index or of a new one, and the frozen lists."""
     config, corpus = run.config, run.dataset.corpus
-    tower_params, lists = towers.initial_params(run.tower, run.dataset.dim, seed=config.seed), None
+    tower_params, lists = initial_tower(run), None
     if example is None:
         index, lists = _first_index(run)
     else:
         index = example.params
         if example.fingerprint == run.dataset.fingerprint:
             lists = example.lists
-        if (example.tower.name, example.tower.args) == (config.tower.name, tower_args(config)):
+        ours, theirs = tower_of(config.to_dict()), example.tower
+        if (theirs.name, towers.settings(theirs.args)) == (ours.name, towers.settings(ours.args)):
             tower_params = example.tower.params
     if run.dynamic:
         lists = None
@@ -147,6 +148,7 @@ class Start:
 
 def _about(run: Run, lists_digest: str | None) -> dict[str, Any]:
     config = run.config.to_dict()
+    tower = tower_of(config)
     return {
         'config': config,
         'dataset': str(run.dataset.folder.absolute()),
@@ -154,8 +156,8 @@ def _about(run: Run, lists_digest: str | None) -> dict[str, Any]:
         'examples': run.dataset.digest,
         'lists': lists_digest,
         'metric': run.metric,
-        'tower': config['tower']['name'],
-        'tower_args': tower_args(config),
+        'tower': tower.name,
+        'tower_args': tower.args,
     }
 
 
@@ -191,6 +193,9 @@ def starting_point(run: Run) -> Start:
     (run.workdir / evaluate.DONE).unlink(missing_ok=True)
     if saved is None:
         state, lists = _first_state(run, example)
+        tower = tower_of(run.config.to_dict())
+        if towers.reads_text(tower.name):
+            checkpoint.write_encoder(run.workdir, tower)
         digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
         return Start(state=state, lists=lists, about=_about(run, digest))
     print(f'going on from step {steps[-1]} of {source}', file=sys.stderr, flush=True)

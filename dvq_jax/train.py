@@ -18,7 +18,7 @@ from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.memory import step_bytes
 from dvq_jax.progress import Progress
-from dvq_jax.run import Run, open_run, tower_args
+from dvq_jax.run import Run, open_run, tower_of
 from dvq_jax.start import Start, starting_point
 from dvq_jax.train_step import TrainState, index_params, make_train_step, put
 
@@ -28,12 +28,11 @@ _TRACED = 10  # steps in a profile
 def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[str, float]:
     index = jax.tree.map(np.asarray, index_params(state.params))
     config = run.config.to_dict()
-    tower_params = jax.tree.map(np.asarray, state.params['tower'])
-    tower = towers.Tower(config['tower']['name'], tower_args(config), tower_params)
+    tower = tower_of(config, jax.tree.map(np.asarray, state.params['tower']))
     audience = evaluate.audience_of(run.demand, tower, config['codes'])
     store = store_of(run.workdir, int(state.step))
     encoding = encode_corpus(index, run.dataset.corpus, lists, audience=audience, store=store, quiet=True)
-    transformed = towers.apply(tower, run.queries.embeddings)
+    transformed = towers.apply(tower, run.queries.embeddings, run.queries.texts)
     nprobe = run.config.eval.nprobe
     results = evaluate.evaluate_index(index, encoding, run.queries, transformed=transformed, nprobe=[nprobe])
     sizes = np.bincount(encoding.lists, minlength=len(index.centroids)).astype(np.float64)
@@ -181,6 +180,7 @@ def _loop(
     """Steps, logs, evaluates and saves; returns the dev metrics by step, and the last step."""
     config, state, first = run.config, put(start.state), int(start.state.step)
     placed = _place_corpus(run, state)
+    tower = tower_of(config.to_dict())
     batches = training_batches(
         run.dataset,
         mixture=run.mixture,
@@ -188,6 +188,7 @@ def _loop(
         seed=config.seed,
         lists=start.lists,
         with_docs=placed is None,
+        read=towers.reader(tower.name, tower.args),
         threads=config.data.threads,
     )
     if start.iterator is not None:

@@ -147,7 +147,8 @@ def local_loss(
         products=objective.products,
     )
     ids, docs, coarse, full = _candidate_set(batch, quantized, in_batch=objective.in_batch)
-    queries = tower.apply({'params': params['tower']}, batch.queries)
+    taken = batch.queries if batch.tokens is None else batch.tokens
+    queries = tower.apply({'params': params['tower']}, taken)
     queries = rotate(index, queries, products=objective.products)
     teacher = _dots(batch.queries, docs, objective.products)
     where = jnp.broadcast_to(candidates.first_occurrence(ids), teacher.shape)

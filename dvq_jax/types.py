@@ -67,6 +67,7 @@ class Batch:
         brought, where the corpus is on the devices.
       lists: [b, C] int32, the documents' frozen IVF lists; zeros where padded.
       positives: [b, G] int32, the relevant documents of each query; -1 pads.
+      tokens: [b, T] int32, the queries' texts, where the tower reads them; -1 pads.
     """
 
     queries: Any
@@ -74,3 +75,4 @@ class Batch:
     docs: Any
     lists: Any
     positives: Any
+    tokens: Any = None

@@ -25,6 +25,7 @@ def made(tmp_path_factory):
         'topk_ids': rng.integers(0, N, (Q, K)).astype(np.int32),
         'topk_scores': rng.normal(size=(Q, K)).astype(np.float32),
         'positives': [np.arange(i % 3, dtype=np.int32) for i in range(Q)],
+        'texts': None,
     }
     given['dev'] = dataset.held_out(given['query_ids'], 4)
     folder = base / 'DATASET'

@@ -156,14 +156,15 @@ def test_an_encoder_within_a_larger_model_is_found_and_written_back(tmp_path):
         **encoder.params,
         'norm': {'scale': encoder.params['norm']['scale'] * 2, 'bias': encoder.params['norm']['bias']},
     }
-    huggingface.write(tmp_path / 'F', dataclasses.replace(encoder, params=moved))
+    (tmp_path / 'F').mkdir()
+    huggingface.write(tmp_path / 'F', dataclasses.replace(encoder, params=moved, prefix='query: '))
     written = safetensors.numpy.load_file(tmp_path / 'F' / 'model.safetensors')
     assert set(written) == {f'bert.{name}' for name in tensors}
     for name, value in tensors.items():
         scale = 2 if name == 'embeddings.LayerNorm.weight' else 1
         np.testing.assert_array_equal(written[f'bert.{name}'], scale * value)
     again = huggingface.load(tmp_path / 'F')
-    assert again.module == encoder.module
+    assert again.module == encoder.module and again.prefix == 'query: '
     np.testing.assert_array_equal(again.params['norm']['scale'], moved['norm']['scale'])
 
 

@@ -22,8 +22,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def command(name, *arguments):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+def command(name, *arguments, devices=1):
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     return subprocess.run(
         [sys.executable, '-m', f'dvq_jax.cli.{name}', *arguments],
         cwd=ROOT, env=env, text=True, capture_output=True, timeout=300,

@@ -18,7 +18,6 @@ from dvq_jax.texts import Texts
 _MODEL = flags.DEFINE_string('model', None, "The encoder: a folder in Hugging Face's format.", required=True)
 _TEXT = flags.DEFINE_list('text', None, 'A .tsv of ids and texts, or several.', required=True)
 _OUT = flags.DEFINE_list('out', None, 'The embeddings, a .npy to write for each.', required=True)
-_PREFIX = flags.DEFINE_string('prefix', '', "Before each text, where the model wants it, such as 'query: '.")
 _DTYPE = flags.DEFINE_enum('dtype', 'float16', ['float16', 'float32'], 'Of the embeddings.')
 
 
@@ -33,9 +32,7 @@ def main() -> dict:
 
     counts = {}
     for text, out in zip(_TEXT.value, _OUT.value, strict=True):
-        counts[out], dim = embed.embed_file(
-            encoder, Texts(text), pathlib.Path(out), prefix=_PREFIX.value, dtype=_DTYPE.value
-        )
+        counts[out], dim = embed.embed_file(encoder, Texts(text), pathlib.Path(out), dtype=_DTYPE.value)
     return {'texts': counts, 'dim': dim, 'seconds': round(time.monotonic() - begin, 1)}
 
 

@@ -15,6 +15,7 @@ _POOLING = flags.DEFINE_enum(
 )
 _NORMALIZE = flags.DEFINE_bool('normalize', None, 'Its vectors to unit norm; else as its folder says.')
 _MAX_LENGTH = flags.DEFINE_integer('max_length', None, 'Of a text, in tokens; else as its folder says.')
+_PREFIX = flags.DEFINE_string('prefix', None, "Before each text, such as 'query: '; else as its folder says.")
 _COMPUTE = flags.DEFINE_enum('compute', 'float32', ['float32', 'bfloat16'], "The encoder's arithmetic.")
 
 
@@ -27,5 +28,6 @@ def load(path: str) -> 'Encoder':
         pooling=_POOLING.value,
         normalize=_NORMALIZE.value,
         max_length=_MAX_LENGTH.value,
+        prefix=_PREFIX.value,
         dtype=_COMPUTE.value,
     )

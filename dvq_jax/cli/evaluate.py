@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from dvq_jax import checkpoint, cli, evaluate, files
+from dvq_jax import checkpoint, cli, evaluate, files, towers
 from dvq_jax.data import read_ids
 from dvq_jax.dataset import Dataset
 from dvq_jax.errors import InputError
@@ -17,7 +17,11 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_string('step', 'latest', "'latest', 'best' or a number.")
 _WATCH = flags.DEFINE_bool('watch', False, 'Measure each checkpoint as training writes it, until it ends.')
 _QUERIES = flags.DEFINE_string('queries', None, "Query embeddings; the dataset's dev split without it.")
-_QUERY_IDS = flags.DEFINE_string('query_ids', None, 'Their ids: a .tsv, first column. Else row numbers.')
+_QUERY_IDS = flags.DEFINE_string(
+    'query_ids',
+    None,
+    'Their ids: a .tsv, first column; the others are their texts, where the tower reads them.',
+)
 _QRELS = flags.DEFINE_string('qrels', None, 'TREC qrels; without them agreement with the teacher alone.')
 _NPROBE = flags.DEFINE_list('nprobe', ['10'], 'Numbers of lists to probe.')
 _OUT = flags.DEFINE_string('out', None, 'Write the result here, as JSON.')
@@ -32,11 +36,15 @@ def _nprobe() -> list[int]:
         raise InputError(f'--nprobe={",".join(_NPROBE.value)}: give numbers, such as 1,10,100.') from error
 
 
-def _queries(dataset: Dataset) -> evaluate.Queries:
+def _queries(dataset: Dataset, tower: towers.Tower) -> evaluate.Queries:
     if _QUERIES.value is None:
         return evaluate.held_out_queries(dataset, read_ids(dataset.doc_ids_path, len(dataset.corpus)))
     return evaluate.read_queries(
-        _QUERIES.value, query_ids=_QUERY_IDS.value, qrels=_QRELS.value, dataset=dataset
+        _QUERIES.value,
+        query_ids=_QUERY_IDS.value,
+        qrels=_QRELS.value,
+        dataset=dataset,
+        texts=towers.reads_text(tower.name),
     )
 
 
@@ -44,7 +52,7 @@ def _measure(
     step: str | int, nprobe: list[int], queries: evaluate.Queries | None
 ) -> tuple[dict, evaluate.Queries]:
     trained, dataset = evaluate.open_trained(_WORKDIR.value, step)
-    queries = queries or _queries(dataset)
+    queries = queries or _queries(dataset, trained.tower)
     result = evaluate.evaluate_trained(trained, dataset, queries, nprobe=nprobe, run_prefix=_RUN_PREFIX.value)
     if _OUT.value:
         with files.atomic_file(_OUT.value) as aside:

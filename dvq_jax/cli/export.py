@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
-from dvq_jax import data, evaluate, files
+from dvq_jax import data, evaluate, files, towers
 from dvq_jax.cli import encoders, run
 from dvq_jax.errors import InputError
 from dvq_jax.export.manifest import Manifest
@@ -54,13 +54,18 @@ def main() -> dict:
     files.make_folder(out.parent)
     encoder = encoders.load(_ENCODER.value) if _ENCODER.value else None
     trained, source = evaluate.open_trained(_WORKDIR.value, _STEP.value)
+    tower = trained.tower
+    if towers.reads_text(tower.name):
+        if encoder is not None:
+            raise InputError(f'--encoder: {_WORKDIR.value} has trained an encoder of its own; leave it out.')
+        tower, encoder = towers.Tower(), towers.encoder(tower)
     write = _writer(corpus=source.corpus, codewords=trained.params.codebooks.shape[1])
     written = write(
         out,
         params=trained.params,
         encoding=evaluate.encode_trained(trained, source),
         doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
-        tower=trained.tower,
+        tower=tower,
         encoder=encoder,
         step=trained.step,
         config=trained.config,

@@ -22,6 +22,11 @@ _TOPK = flags.DEFINE_integer(
 _DEV_QUERIES = flags.DEFINE_integer(
     'dev_queries', 1000, 'Queries held out to choose a checkpoint by; at most 5 % are.', lower_bound=1
 )
+_QUERY_TEXTS = flags.DEFINE_bool(
+    'query_texts',
+    False,
+    'Keep the texts of --query_ids, its further columns, for a query tower that reads them.',
+)
 _OUT = flags.DEFINE_string('out', None, 'The dataset: a folder to create.', required=True)
 
 
@@ -36,6 +41,7 @@ def main() -> dict:
         qrels=_QRELS.value,
         topk=_TOPK.value,
         dev_queries=_DEV_QUERIES.value,
+        query_texts=_QUERY_TEXTS.value,
     )
 
 

@@ -87,6 +87,7 @@ def write(
     if encoder is not None:
         from dvq_jax import huggingface
 
+        (folder / ENCODER).mkdir()
         huggingface.write(folder / ENCODER, encoder)
     (lists, dim), (books, codewords, _) = params.centroids.shape, params.codebooks.shape
     return manifest.write(
