@@ -247,6 +247,8 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
         raise InputError(
             f'{folder}: not a training dataset, {_CORPUS} cannot be read; write it with dvq_jax.cli.prepare.'
         ) from error
+    if 'texts' not in about:
+        raise InputError(f'{folder}: was prepared by an earlier version of dvq_jax; prepare it again.')
     for name, size in about['files'].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:

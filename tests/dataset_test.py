@@ -1,4 +1,5 @@
 import os
+import json
 import pickle
 import shutil
 import sys
@@ -88,6 +89,26 @@ def test_writes_the_same_bytes_again(made, tmp_path):
     dataset.write_dataset(again, corpus=corpus, corpus_path=corpus_path, doc_ids_path=None, **given)
     one, other = ({path.name: path.read_bytes() for path in place.iterdir()} for place in (folder, again))
     assert one == other
+
+
+def test_texts_are_kept_where_they_are_given(made, tmp_path):
+    _, corpus, given = made
+    texts = [f'query {row}, ünique' for row in range(Q)]
+    paths = {'corpus_path': str(made[0].parent / 'docs.npy'), 'doc_ids_path': None}
+    dataset.write_dataset(tmp_path, corpus=corpus, **paths, **{**given, 'texts': texts})
+    opened = dataset.open_dataset(tmp_path)
+    assert opened.texts and not dataset.open_dataset(made[0]).texts
+    rows = np.flatnonzero(~given['dev'])
+    assert [example['text'] for example in opened.train] == [texts[row] for row in rows]
+    assert 'text' not in dataset.open_dataset(made[0]).train[0]
+
+
+def test_a_dataset_of_an_earlier_version_is_refused(copy):
+    about = json.loads((copy / 'corpus.json').read_text())
+    del about['texts']
+    (copy / 'corpus.json').write_text(json.dumps(about))
+    with pytest.raises(InputError, match='prepared by an earlier version'):
+        dataset.open_dataset(copy)
 
 
 def test_no_dev_queries(made, tmp_path):

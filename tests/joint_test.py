@@ -144,6 +144,15 @@ def test_what_it_cannot_train_with_is_refused(joint, tmp_path, dataset, changes,
         open_run(config_of(joint / dataset, joint / 'E', **changes), str(tmp_path / 'W'))
 
 
+def test_another_encoder_than_the_teacher_is_mentioned(joint, tmp_path, capfd):
+    run = config_of(joint / 'TEXTS', joint / 'E', **{'train.steps': 0})
+    train(run, str(tmp_path / 'same'))
+    assert 'are not those of the dataset' not in capfd.readouterr().err
+    run.tower.transformer.max_length = 4
+    train(run, str(tmp_path / 'cut'))
+    assert 'are not those of the dataset' in capfd.readouterr().err
+
+
 def test_texts_are_asked_for(joint, tmp_path):
     refused = command(
         'evaluate', f'--workdir={joint / "J"}', f'--queries={joint / "queries.npy"}', '--nprobe=4'
