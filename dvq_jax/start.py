@@ -134,7 +134,7 @@ def _compare_encoder(run: Run, tower: towers.Tower) -> None:
     alike = float(np.mean(np.sum(queries * made, axis=1) / np.maximum(norms, 1e-12)))
     if alike < _ALIKE:
         print(
-            f'{tower.args["model"]}: its vectors are not those of the dataset (cosine {alike:.3f}); the model, '
+            f'{tower.args["model"]}: its vectors are not those of the dataset (cosine {alike:.3f}); model, '
             'pooling, prefix and max_length should be those that encoded the queries',
             file=sys.stderr,
             flush=True,
