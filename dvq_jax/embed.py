@@ -18,6 +18,7 @@ import numpy as np
 from dvq_jax import blocks, files, host, huggingface
 from dvq_jax.progress import Progress
 from dvq_jax.texts import Texts
+from dvq_jax.transformer import Transformer
 
 _BLOCK = 2**15  # texts that are finished together
 _TOKENS_ON_HOST, _TOKENS = 4096, 32_768  # in a device's batch
@@ -47,6 +48,12 @@ def _batches(lengths: np.ndarray, longest: int, devices: int) -> Iterator[tuple[
         start += len(rows)
 
 
+@functools.cache
+def _compiled(module: Transformer):
+    """One for all encoders of an architecture: training measures its encoder again and again."""
+    return jax.pmap(lambda params, tokens: module.apply({'params': params}, tokens))
+
+
 class Embedder:
     """Embeds texts with an encoder.
 
@@ -59,7 +66,7 @@ class Embedder:
 
     def __init__(self, encoder: huggingface.Encoder):
         self._encoder = encoder
-        self._apply = jax.pmap(lambda params, tokens: encoder.module.apply({'params': params}, tokens))
+        self._apply = _compiled(encoder.module)
         self._longest = encoder.tokenizer.truncation['max_length']
 
     @functools.cached_property

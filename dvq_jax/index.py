@@ -184,6 +184,7 @@ def open_index(path: str | os.PathLike) -> Index:
     else:
         from dvq_jax.export import faiss as engine
     encoder = beside.encoder_files(stated)
+    beside.check_encoder_files(folder, stated)
     manifest.check(folder, stated, (*beside.NAMES, *encoder, *engine.names(stated)))
     return Index(
         stated=stated,

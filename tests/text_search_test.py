@@ -103,6 +103,11 @@ def test_a_changed_encoder_is_not_opened(folder, tmp_path):
     config.write_text(config.read_text().replace('gelu', 'relu'))
     with pytest.raises(InputError, match=r'encoder/config\.json: its SHA-256'):
         dvq_jax.open_index(tmp_path / 'INDEX')
+    config.write_text(config.read_text().replace('relu', 'gelu'))
+    dvq_jax.open_index(tmp_path / 'INDEX')
+    (config.parent / 'tokenizer.json').write_text('{}')  # would be taken for the vocabulary that is listed
+    with pytest.raises(InputError, match=r'tokenizer\.json: is not what'):
+        dvq_jax.open_index(tmp_path / 'INDEX')
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):

@@ -27,6 +27,13 @@ def encoder_files(stated: Manifest) -> tuple[str, ...]:
     return tuple(name for name in stated.files if _ENCODER_FILE.fullmatch(name))
 
 
+def check_encoder_files(folder: pathlib.Path, stated: Manifest) -> None:
+    """Raises InputError where the encoder's folder has a file that the manifest does not list."""
+    for path in sorted((folder / ENCODER).rglob('*')):
+        name = path.relative_to(folder).as_posix()
+        manifest.require(path, path.is_dir() or name in encoder_files(stated))
+
+
 def check_encoder(encoder: 'Encoder | None', dim: int) -> None:
     """Raises InputError where an encoder's vectors are not of D dimensions."""
     if encoder is not None and encoder.module.shape.dim != dim:
