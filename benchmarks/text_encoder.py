@@ -11,7 +11,6 @@ compiled is compiled before.
 import functools
 import json
 import os
-import pathlib
 
 import numpy as np
 from absl import flags
@@ -46,7 +45,6 @@ def main() -> dict:
     seconds = in_turn({'ours': functools.partial(ours, texts), **sides}, _REPEATS.value)
     best = min(value for name, value in seconds.items() if name != 'ours')
     result = {
-        'model': pathlib.Path(_MODEL.value).name,
         'architecture': repr(encoder.module.shape),
         'cores': os.cpu_count(),
         'texts': len(texts),
