@@ -1,17 +1,18 @@
 """Seconds of several sides that do the same, taken in turn, so that all see the same machine."""
 
-import collections
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+_PAUSE = 0.1
+
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Times each side once a round; a first round, in which things compile and pages load, does not count.
 
-    Each round begins with another side: threads of the one before may still be spinning.
+    Before each call there is a pause: threads of the side before may still be spinning on the cores.
 
     Args:
       sides: name -> what to call.
@@ -20,12 +21,12 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
     Returns:
       name -> median seconds of a call.
     """
-    times, order = {name: [] for name in sides}, collections.deque(sides)
+    times = {name: [] for name in sides}
     for number in range(repeats + 1):
-        order.rotate(-1)
-        for name in order:
+        for name, call in sides.items():
+            time.sleep(_PAUSE)
             begin = time.perf_counter()
-            sides[name]()
+            call()
             if number:
                 times[name].append(time.perf_counter() - begin)
     return {name: float(np.median(values)) for name, values in times.items()}
