@@ -20,10 +20,10 @@ from dvq_jax.types import Array
 Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 
 _TILE = 256  # queries that a device scores at once
-# What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 10 MB of
+# What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
 _HOST_TILE = 1280
-_HOST_DOCS = 2048  # documents that it scores at once
+_HOST_DOCS = 1024  # documents that it scores at once
 _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
 
