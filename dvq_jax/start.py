@@ -207,9 +207,9 @@ def starting_point(run: Run) -> Start:
     # Nothing is touched before this: a refused config must not harm the run that is there.
     files.make_folder(run.workdir)
     (run.workdir / evaluate.DONE).unlink(missing_ok=True)
+    tower = tower_of(run.config.to_dict())
     if saved is None:
         state, lists = _first_state(run, example)
-        tower = tower_of(run.config.to_dict())
         if towers.reads_text(tower.name):
             _compare_encoder(run, tower)
             checkpoint.write_encoder(run.workdir, tower)
@@ -219,6 +219,8 @@ def starting_point(run: Run) -> Start:
     lists = checkpoint.read_lists(source, saved['lists']) if saved['lists'] else None
     if not resumed and lists is not None:
         checkpoint.write_lists(run.workdir, lists)
+    if not resumed and towers.reads_text(tower.name):
+        checkpoint.write_encoder(run.workdir, tower)
     return Start(
         state=checkpoint.read_state(source, steps[-1], blank),
         lists=lists,

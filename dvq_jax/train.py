@@ -166,8 +166,9 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
     )
     where = placement.choose(run.config.data.placement, run.dataset.corpus, step_bytes=size)
     corpus = 'stays on the host' if where == 'host' else f'is {where} on the devices'
+    without = " without the encoder's hidden states" if towers.reads_text(run.config.tower.name) else ''
     print(
-        f'a step takes about {size / 2**30:.2f} GiB of each device; the corpus {corpus}',
+        f'a step takes about {size / 2**30:.2f} GiB of each device{without}; the corpus {corpus}',
         file=sys.stderr,
         flush=True,
     )

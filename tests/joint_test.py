@@ -81,10 +81,16 @@ def test_an_interrupted_run_ends_with_the_same_encoder(joint, tmp_path):
         run.optimizer.schedules[name] = 'constant'
     run.optimizer.warmup, run.train.steps = 0.0, 2
     train(run, str(tmp_path / 'halves'))
-    run.train.steps = 4
+    run.train.steps, run.resume_from = 4, str(tmp_path / 'halves')
+    train(run, str(tmp_path / 'elsewhere'))
+    run.resume_from = ''
     train(run, str(tmp_path / 'halves'))
     train(run, str(tmp_path / 'whole'))
-    assert furthest(leaves(tmp_path / 'halves'), leaves(tmp_path / 'whole')) == 0
+    for name in ('halves', 'elsewhere'):
+        assert furthest(leaves(tmp_path / name), leaves(tmp_path / 'whole')) == 0
+    np.testing.assert_array_equal(
+        embedded(tmp_path / 'elsewhere', joint), embedded(tmp_path / 'whole', joint)
+    )
 
 
 def test_devices_and_remat_change_nothing(joint, tmp_path):
