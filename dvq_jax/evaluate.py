@@ -122,7 +122,7 @@ def read_queries(
         positives=positives,
         teacher=teacher,
         doc_ids=doc_ids,
-        texts=Texts(query_ids).read(slice(0, len(ids))) if texts and query_ids else None,
+        texts=Texts(query_ids).all() if texts and query_ids else None,
     )
 
 

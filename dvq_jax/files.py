@@ -59,6 +59,24 @@ def check_output(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
+def check_new(path: str | os.PathLike) -> pathlib.Path:
+    """Checks, before the work, that an output does not exist yet.
+
+    Args:
+      path: the folder to create.
+
+    Returns:
+      The path as a `pathlib.Path`.
+
+    Raises:
+      InputError: it exists: it is somebody's finished result.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise InputError(f'{path}: exists already; remove it or give another output.')
+    return path
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, *, contested: bool = False) -> Iterator[pathlib.Path]:
     """Gives a path to write to; on success it replaces `path`, on an exception it is removed.
@@ -99,9 +117,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
       InputError: `path` exists already, or its parent cannot be written to.
     """
-    path = pathlib.Path(path)
-    if path.exists():
-        raise InputError(f'{path}: exists already; remove it or give another output.')
+    path = check_new(path)
     make_folder(path.parent)
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)

@@ -35,10 +35,7 @@ class Inputs(NamedTuple):
 
 def new_dataset(out: Path) -> pathlib.Path:
     """The absolute path of a dataset to create; raises InputError where it exists."""
-    out = pathlib.Path(out).absolute()
-    if out.exists():
-        raise InputError(f'{out}: exists already; remove it or give another output.')
-    return out
+    return files.check_new(out).absolute()
 
 
 def mining_folder(out: pathlib.Path) -> pathlib.Path:
@@ -93,7 +90,7 @@ def read_inputs(
             raise InputError(
                 'texts of queries are wanted and --query_ids is not given; give it, ids and texts.'
             )
-        texts = Texts(query_ids).read(slice(0, len(names)))
+        texts = Texts(query_ids).all()
     return Inputs(docs, vectors, names, positives, texts)
 
 

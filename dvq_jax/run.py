@@ -253,8 +253,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         raise InputError('data.dataset is empty; give --config.data.dataset=FOLDER, written by prepare.')
     _check_values(config)
     mixture = parse_mixture(config.candidates)
-    tower = tower_of(config.to_dict())
-    tower = towers.build(tower.name, **tower.args)
+    stated = tower_of(config.to_dict())
+    tower = towers.build(stated.name, **stated.args)
     dataset = open_dataset(config.data.dataset)
     _check_index(config, dataset)
     if not len(dataset.train):

@@ -63,6 +63,10 @@ class Texts:
             for number, line in enumerate(lines[: rows.stop - rows.start], start=rows.start + 1)
         ]
 
+    def all(self) -> list[str]:
+        """Every text, as `read`; for files of queries."""
+        return self.read(slice(0, len(self)))
+
     def _text(self, line: bytes, number: int) -> str:
         try:
             name, *columns = line.decode('utf-8').rstrip('\r').split('\t')

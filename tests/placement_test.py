@@ -7,7 +7,10 @@ import pytest
 
 from dvq_jax import placement
 from dvq_jax.data import gather
+from dvq_jax.prepare import prepare
 from dvq_jax.types import Batch
+from tests.conftest import write_collection
+from tests.train_test import arrays, difference, finish, start, start_two
 
 IDS = np.array([[[0, 5, -1], [29, 30, 5]], [[16, 15, 30], [-1, 0, 8]]], np.int32)  # [devices, b, C]
 
@@ -64,3 +67,25 @@ def test_auto_goes_by_size(limit, expected, monkeypatch):
 
 def test_the_host_holds_its_own():
     assert placement.place('host', make_corpus()) is None
+
+
+@pytest.fixture(scope='module')
+def half_precision(tmp_path_factory):
+    """A dataset whose corpus is float16, as devices hold it."""
+    folder = tmp_path_factory.mktemp('half')
+    paths = write_collection(folder)
+    np.save(folder / 'docs.npy', np.load(folder / 'docs.npy').astype(np.float16))
+    prepare(**paths, topk=50, dev_queries=60, out=folder / 'dataset')
+    return {'dataset': str(folder / 'dataset')}
+
+
+def test_where_the_corpus_is_changes_nothing(half_precision, tmp_path):
+    """On the host, on a device, cut over four of them, and over those of two processes."""
+    finish(start(half_precision, tmp_path / 'host'))
+    finish(start(half_precision, tmp_path / 'replicated', **{'data.placement': 'replicated'}))
+    finish(start(half_precision, tmp_path / 'sharded', devices=4, **{'data.placement': 'sharded'}))
+    for process in start_two(half_precision, tmp_path / 'two', **{'data.placement': 'sharded'}):
+        finish(process)
+    assert difference(arrays(tmp_path / 'replicated'), arrays(tmp_path / 'host')) == 0
+    assert difference(arrays(tmp_path / 'sharded'), arrays(tmp_path / 'host')) < 1e-4
+    assert difference(arrays(tmp_path / 'two'), arrays(tmp_path / 'host')) < 1e-4

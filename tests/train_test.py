@@ -17,7 +17,6 @@ from dvq_jax import checkpoint, encode, evaluate
 from dvq_jax.errors import InputError
 from dvq_jax.prepare import prepare
 from dvq_jax.train import train
-from tests.conftest import write_collection
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -108,28 +107,6 @@ def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_pa
     results = [finish(process) for process in start_two(collection, tmp_path / 'W')]
     assert {result['step'] for result in results} == {20}
     assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
-
-
-@pytest.fixture(scope='module')
-def half_precision(tmp_path_factory):
-    """A dataset whose corpus is float16, as devices hold it."""
-    folder = tmp_path_factory.mktemp('half')
-    paths = write_collection(folder)
-    np.save(folder / 'docs.npy', np.load(folder / 'docs.npy').astype(np.float16))
-    prepare(**paths, topk=50, dev_queries=60, out=folder / 'dataset')
-    return {'dataset': str(folder / 'dataset')}
-
-
-def test_where_the_corpus_is_changes_nothing(half_precision, tmp_path):
-    """On the host, on a device, cut over four of them, and over those of two processes."""
-    finish(start(half_precision, tmp_path / 'host'))
-    finish(start(half_precision, tmp_path / 'replicated', **{'data.placement': 'replicated'}))
-    finish(start(half_precision, tmp_path / 'sharded', devices=4, **{'data.placement': 'sharded'}))
-    for process in start_two(half_precision, tmp_path / 'two', **{'data.placement': 'sharded'}):
-        finish(process)
-    assert difference(arrays(tmp_path / 'replicated'), arrays(tmp_path / 'host')) == 0
-    assert difference(arrays(tmp_path / 'sharded'), arrays(tmp_path / 'host')) < 1e-4
-    assert difference(arrays(tmp_path / 'two'), arrays(tmp_path / 'host')) < 1e-4
 
 
 def curve(workdir, every):
@@ -296,7 +273,6 @@ def test_resumed_runs_remember_their_best(small_config, tmp_path):
 
 
 def test_dataset_prepared_anew_is_refused(collection, small_config, tmp_path):
-    from dvq_jax.prepare import prepare
 
     run(small_config, tmp_path / 'W', train__steps=0)
     paths = {key: collection[key] for key in ('corpus', 'corpus_ids', 'queries', 'query_ids', 'qrels')}
@@ -306,7 +282,6 @@ def test_dataset_prepared_anew_is_refused(collection, small_config, tmp_path):
 
 
 def test_labels_are_asked_for_where_they_are_needed(collection, small_config, tmp_path):
-    from dvq_jax.prepare import prepare
 
     paths = {key: collection[key] for key in ('corpus', 'queries')}
     prepare(**paths, topk=50, dev_queries=20, out=tmp_path / 'dataset')
@@ -324,7 +299,6 @@ def test_another_run_can_be_the_start(small_config, tmp_path):
 
 
 def test_run_without_labels_uses_the_teacher(collection, small_config, tmp_path):
-    from dvq_jax.prepare import prepare
 
     paths = {key: collection[key] for key in ('corpus', 'queries')}
     prepare(**paths, topk=50, dev_queries=20, out=tmp_path / 'dataset')

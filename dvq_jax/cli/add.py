@@ -3,15 +3,13 @@
 python -m dvq_jax.cli.add --index=INDEX --corpus=new.npy [--corpus_ids=new.tsv] --out=NEW_INDEX
 """
 
-import pathlib
 import sys
 import time
 
 from absl import flags
 
-from dvq_jax import data
+from dvq_jax import data, files
 from dvq_jax.cli import run
-from dvq_jax.errors import InputError
 
 _INDEX = flags.DEFINE_string('index', None, 'The index: a folder that export wrote for ScaNN.', required=True)
 _CORPUS = flags.DEFINE_string(
@@ -26,9 +24,7 @@ _OUT = flags.DEFINE_string('out', None, 'The new index: a folder to create.', re
 def main() -> dict:
     """Opens, encodes, writes; says what was written."""
     begin = time.monotonic()
-    out = pathlib.Path(_OUT.value)
-    if out.exists():
-        raise InputError(f'{out}: exists already; remove it or give another --out.')
+    out = files.check_new(_OUT.value)
     from dvq_jax.export import append
 
     corpus = data.open_embeddings(_CORPUS.value)

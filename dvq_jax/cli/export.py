@@ -5,7 +5,6 @@ python -m dvq_jax.cli.export --workdir=W [--step=latest|best|N] --format=scann -
 """
 
 import functools
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -45,9 +44,7 @@ _OUT = flags.DEFINE_string('out', None, 'The index: a folder to create.', requir
 def main() -> dict:
     """Restores, encodes, writes; says what was written."""
     begin = time.monotonic()
-    out = pathlib.Path(_OUT.value)
-    if out.exists():
-        raise InputError(f'{out}: exists already; remove it or give another --out.')
+    out = files.check_new(_OUT.value)
     only_scann = (_REORDER.value, _LOOKUP.value, _DOCIDS_PICKLE.value) != ('none', 'auto', False)
     if _FORMAT.value == 'faiss' and only_scann:
         raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')

@@ -42,7 +42,7 @@ def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
         return queries, data.read_ids(_QUERY_IDS.value, len(queries))
     texts = Texts(_TEXT.value)
     ids = data.read_ids(_TEXT.value, len(texts))
-    return index.embed(texts.read(slice(0, len(texts)))), ids
+    return index.embed(texts.all()), ids
 
 
 def main() -> dict:
