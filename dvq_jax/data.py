@@ -231,6 +231,30 @@ def write_run(
                 file.write(f'{query} Q0 {doc} {rank} {score:.9g} {tag}\n')
 
 
+def read_run(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """Reads a TREC run, lines `query Q0 document rank score tag`.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Query id -> document id -> score.
+
+    Raises:
+      InputError: no such file, or a line that is not of this form.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            query, _, doc, _, score, _ = line.split()
+            run.setdefault(query, {})[doc] = float(score)
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {number} is not 'query Q0 document rank score tag'; give a TREC run."
+            ) from error
+    return run
+
+
 def _lines(path: str | os.PathLike) -> Iterator[str]:
     try:
         with open(path, encoding='utf-8') as file:

@@ -38,7 +38,7 @@ def to_run(query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: n
 
 
 def measure(qrels: Qrels, run: Run) -> dict[str, float]:
-    """MRR@10, recall at 10, 50 and 100 and nDCG@10, by ir_measures and under its names.
+    """MRR@10, recall at 10, 50 and 100 and nDCG@10.
 
     Args:
       qrels: query id -> document id -> relevance; queries with no relevant document do not count.
@@ -47,12 +47,26 @@ def measure(qrels: Qrels, run: Run) -> dict[str, float]:
     Returns:
       Name -> mean over the queries of the qrels.
     """
+    judged = {query: docs for query, docs in qrels.items() if any(grade > 0 for grade in docs.values())}
+    return calculate(NAMES, judged, run)
+
+
+def calculate(names: Sequence[str], qrels: Qrels, run: Run) -> dict[str, float]:
+    """Metrics by ir_measures and under its names.
+
+    Args:
+      names: 'RR@10', 'Success@5' and so on.
+      qrels: query id -> document id -> relevance.
+      run: query id -> document id -> score.
+
+    Returns:
+      Name -> mean over all queries of the qrels.
+    """
     import ir_measures
 
-    judged = {query: docs for query, docs in qrels.items() if any(grade > 0 for grade in docs.values())}
-    measures = [ir_measures.parse_measure(name) for name in NAMES]
-    values = ir_measures.calc_aggregate(measures, judged, {query: run.get(query, {}) for query in judged})
-    return {name: float(values[measure]) for name, measure in zip(NAMES, measures, strict=True)}
+    measures = [ir_measures.parse_measure(name) for name in names]
+    values = ir_measures.calc_aggregate(measures, qrels, {query: run.get(query, {}) for query in qrels})
+    return {name: float(values[measure]) for name, measure in zip(names, measures, strict=True)}
 
 
 def teacher_agreement(found: np.ndarray, teacher: np.ndarray, k: int) -> float:

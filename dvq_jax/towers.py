@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax.errors import InputError
+from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def apply(tower: Tower, queries: np.ndarray, texts: Sequence[str] | None = None)
             raise InputError('the query tower reads texts; give --query_ids with a text in each line.')
         from dvq_jax import embed
 
-        return embed.Embedder(encoder(tower))(texts)
+        progress = Progress('embed', total=len(texts), unit='queries')
+        return embed.Embedder(encoder(tower))(texts, progress)
     module = build(tower.name, **tower.args)
     return np.asarray(module.apply({'params': tower.params}, jnp.asarray(queries, jnp.float32)))

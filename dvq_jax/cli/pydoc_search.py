@@ -15,7 +15,6 @@ from absl import flags
 from dvq_jax import files, metrics, teacher
 from dvq_jax.cli import run
 from dvq_jax.datasets import lsa, pydoc_search
-from dvq_jax.errors import InputError
 
 _OUT = flags.DEFINE_string('out', None, 'The folder to write; it must not exist.', required=True)
 _SOURCE = flags.DEFINE_multi_string(
@@ -75,11 +74,7 @@ def main() -> dict:
     """Reads the sources, fits the embedding, writes everything, and measures the embedding itself."""
     begin = time.monotonic()
     with files.atomic_folder(_OUT.value) as folder:
-        functions, skipped = pydoc_search.read(_SOURCE.value or [pydoc_search.standard_library()])
-        train, dev = pydoc_search.split_queries(functions)
-        if not train or not dev:
-            count = sum(bool(function.summary) for function in functions)
-            raise InputError(f'--source: {count} documented functions are too few; give larger sources.')
+        functions, train, dev, skipped = pydoc_search.read_contents(_SOURCE.value)
         print(f'{len(functions)} functions, {skipped} files skipped', file=sys.stderr, flush=True)
         texts = [function.text for function in functions]
         pairs = [(query.text, row) for query in train for row in query.rows]

@@ -20,9 +20,12 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import tensorflow_datasets as tfds
+
+from dvq_jax.datasets.collection import DOCUMENTS, Collection, Record
 from dvq_jax.errors import InputError
 
 # Nobody who searches a library wants these: tests, demos, an editor, tables of characters, and the build
@@ -237,3 +240,70 @@ def split_queries(functions: Sequence[Function]) -> tuple[list[Query], list[Quer
         drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') % _DEV_SHARE == 0
         (dev if drawn else train).append(Query(id=name, text=text, rows=tuple(rows)))
     return train, dev
+
+
+class Contents(NamedTuple):
+    """What some source roots give.
+
+    Attributes:
+      functions: the documents, in row order.
+      train, dev: the queries, by split.
+      skipped: how many files could not be read or parsed.
+    """
+
+    functions: list[Function]
+    train: list[Query]
+    dev: list[Query]
+    skipped: int
+
+
+def read_contents(roots: Sequence[str | os.PathLike] = ()) -> Contents:
+    """Documents and queries of some source roots.
+
+    Args:
+      roots: as `read` takes them; the running interpreter's library where none is given.
+
+    Returns:
+      Both.
+
+    Raises:
+      InputError: as `read`; or too few functions have docstrings to train on some and to measure with others.
+    """
+    functions, skipped = read(roots or [standard_library()])
+    train, dev = split_queries(functions)
+    if not train or not dev:
+        count = sum(bool(function.summary) for function in functions)
+        raise InputError(f'--source: {count} documented functions are too few; give larger sources.')
+    return Contents(functions, train, dev, skipped)
+
+
+class PydocSearch(Collection):
+    """The builder `pydoc_search`: documents, train, dev. TFDS keeps it under a digest of what it is made of.
+
+    Args:
+      roots: as `read_contents` takes them.
+      **kwargs: as TFDS's builders take them, `data_dir`.
+
+    Raises:
+      InputError: as `read_contents`.
+    """
+
+    DESCRIPTION = 'Docstring to function retrieval over Python sources.'
+
+    def __init__(self, *, roots: Sequence[str | os.PathLike] = (), **kwargs: Any):
+        self._contents = read_contents(roots)
+        digest = hashlib.sha256(repr(self._contents).encode(errors='replace')).hexdigest()[:16]
+        super().__init__(config=tfds.core.BuilderConfig(name=f'functions_{digest}'), **kwargs)
+
+    def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
+        """The functions, and the first paragraphs of their docstrings."""
+        del downloads
+        functions, train, dev, _ = self._contents
+        documents = (Record(function.name, function.code) for function in functions)
+        return {DOCUMENTS: documents} | {
+            split: (
+                Record(query.id, query.text, relevant=tuple(functions[row].name for row in query.rows))
+                for query in queries
+            )
+            for split, queries in (('train', train), ('dev', dev))
+        }

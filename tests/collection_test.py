@@ -1,0 +1,351 @@
+import functools
+import gzip
+import hashlib
+import http.server
+import json
+import subprocess
+import sys
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dvq_jax.datasets import collection, msmarco_passage, natural_questions_dpr, pydoc_search, sources
+from dvq_jax.datasets.from_files import FromFiles
+from dvq_jax.errors import InputError
+from dvq_jax.texts import Texts
+
+MSMARCO = {
+    'collection.tsv': '0\tThe first “passage”.\n1\tA second\u2028 one.\n2\tThird.\n',
+    'queries.train.tsv': '11\twhat is first\n12\twithout a label\n',
+    'qrels.train.tsv': '11\t0\t0\t1\n11\t0\t2\t1\n11\t0\t1\t0\n',
+    'queries.dev.small.tsv': '21\twhat is second\n',
+    'qrels.dev.small.tsv': '21\t0\t1\t1\n',
+}
+QUESTION = {
+    'question': 'who was first',
+    'answers': ['Ada', 'Ada Lovelace'],
+    'positive_ctxs': [{'passage_id': '2'}, {'passage_id': '1'}, {'passage_id': '2'}],
+    'hard_negative_ctxs': [{'passage_id': '3', 'text': '], [" \\" é' * 40}],
+}
+NATURAL_QUESTIONS = {
+    'psgs_w100.tsv.gz': 'id\ttext\ttitle\n1\t"The ""first"" one."\t"A ""title"""\n2\tAda.\tProgrammer\n',
+    'biencoder-nq-train.json.gz': json.dumps([QUESTION, QUESTION | {'question': 'who else'}], indent=4),
+    'biencoder-nq-dev.json.gz': json.dumps([QUESTION]),
+    'nq-test.qa.csv': 'who sings\t["Ann\'s band"]\nwhat "it" is\t"[\'the \\""big\\"" one\', \'x\']"\n',
+}
+
+
+def write(folder, contents):
+    folder.mkdir(exist_ok=True)
+    for name, text in contents.items():
+        (gzip.open if name.endswith('.gz') else open)(folder / name, 'wt', encoding='utf-8').write(text)
+    return folder
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder that a web server on this machine serves, and its address."""
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+
+
+def publish(folder, address, monkeypatch, contents=MSMARCO):
+    """Serves an archive like MS MARCO's."""
+    path = folder / msmarco_passage.ARCHIVE.name
+    files = write(folder / 'files', contents)
+    with tarfile.open(path, 'w:gz') as archive:
+        for name in contents:
+            archive.add(files / name, name)
+    source = sources.Source(f'{address}/{path.name}', hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(msmarco_passage, 'ARCHIVE', source)
+    return path
+
+
+def built(builder, **kwargs):
+    collection.prepare(builder, **kwargs)
+    return builder
+
+
+def records(builder, split):
+    """A split as it is read back by TFDS from its folder alone."""
+    source = tfds.builder_from_directory(builder.data_path).as_data_source(split)
+    return [
+        {
+            name: [item.decode() for item in value] if isinstance(value, list) else value.decode()
+            for name, value in example.items()
+        }
+        for example in source
+    ]
+
+
+def test_msmarco_is_downloaded_once_and_read_back(tmp_path, served, monkeypatch):
+    path = publish(*served, monkeypatch)
+    builder = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'))
+    assert records(builder, 'documents')[1] == {
+        'id': '1',
+        'text': 'A second\u2028 one.',
+        'title': '',
+        'relevant': [],
+        'answers': [],
+    }
+    train = records(builder, 'train')
+    assert [(query['id'], query['relevant']) for query in train] == [('11', ['0', '2']), ('12', [])]
+    assert [query['relevant'] for query in records(builder, 'dev')] == [['1']]
+    path.unlink()  # what is built is not downloaded again
+    built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'))
+    collection.write_texts(builder, write(tmp_path / 'out', {}))
+    written = {path.name: path.read_text() for path in (tmp_path / 'out').iterdir()}
+    assert written.keys() == {
+        *('docs.tsv', 'train_queries.tsv', 'train_qrels.txt', 'dev_queries.tsv', 'dev_qrels.txt')
+    }
+    assert written['train_qrels.txt'] == '11 0 0 1\n11 0 2 1\n'
+    assert Texts(tmp_path / 'out' / 'docs.tsv').all() == ['The first “passage”.', 'A second one.', 'Third.']
+
+
+def test_a_download_is_the_published_file_or_none(tmp_path, served, monkeypatch):
+    path = publish(*served, monkeypatch)
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    builder = msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data')
+    with pytest.raises(InputError, match=r'is not the published collectionandqueries.tar.gz, its MD5 is'):
+        collection.prepare(builder)
+    path.unlink()
+    with pytest.raises(InputError, match=r'cannot be downloaded .*404.*--manual_dir'):
+        collection.prepare(builder)
+    assert not (tmp_path / 'data' / 'msmarco_passage' / '1.0.0').exists()
+    path.write_bytes(good)  # the bad download was not kept
+    assert len(records(built(builder), 'documents')) == 3
+
+
+def test_msmarco_from_the_users_own_files(tmp_path, served, monkeypatch):
+    path = publish(*served, monkeypatch)
+    manual = write(tmp_path / 'manual', {})
+    path.rename(manual / path.name)
+    builder = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'a'), manual_dir=manual)
+    files = write(tmp_path / 'files', MSMARCO)
+    again = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'b'), manual_dir=files)
+    for split in ('documents', 'train', 'dev'):
+        assert records(builder, split) == records(again, split)
+    (manual / path.name).write_bytes(b'other')
+    with pytest.raises(InputError, match='put the published file there'):
+        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'c'), manual_dir=manual)
+    assert (manual / path.name).read_bytes() == b'other'  # the user's own file stays
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'said'),
+    [
+        ('collection.tsv', '0\tone\n1 two\n', r'collection.tsv: line 2 has not 2 columns'),
+        ('queries.train.tsv', '11\t\n', r'queries.train.tsv: line 1 has not 2 columns'),
+        ('qrels.train.tsv', '11\t0\t0\tyes\n', r"qrels.train.tsv: line 1 has the relevance 'yes'"),
+        ('qrels.dev.small.tsv', None, r'qrels.dev.small.tsv: cannot be read'),
+        ('collection.tsv', b'0\tone\n1\t\xff\n', r'collection.tsv: cannot be read as UTF-8'),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, name, text, said):
+    folder = write(tmp_path / 'files', MSMARCO)
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=said):
+        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'), manual_dir=folder)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Natural Questions without checksums: files of the same form have others."""
+    monkeypatch.setattr(natural_questions_dpr, 'PASSAGES', sources.Source('http://nowhere/psgs_w100.tsv.gz'))
+    monkeypatch.setattr(
+        natural_questions_dpr,
+        'QUESTIONS',
+        {split: sources.Source(f'http://nowhere/biencoder-nq-{split}.json.gz') for split in ('train', 'dev')},
+    )
+
+
+@pytest.mark.usefixtures('unchecked')
+@pytest.mark.parametrize('chunk', [7, 2**20])
+def test_natural_questions(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(natural_questions_dpr, '_CHUNK', chunk)
+    manual = write(tmp_path / 'manual', NATURAL_QUESTIONS)
+    builder = natural_questions_dpr.NaturalQuestionsDpr(data_dir=tmp_path / 'data')
+    built(builder, manual_dir=manual)
+    documents = [
+        {'id': '1', 'text': 'The "first" one.', 'title': 'A "title"', 'relevant': [], 'answers': []},
+        {'id': '2', 'text': 'Ada.', 'title': 'Programmer', 'relevant': [], 'answers': []},
+    ]
+    assert records(builder, 'documents') == documents
+    train = records(builder, 'train')
+    assert [(query['id'], query['text']) for query in train] == [
+        ('train1', 'who was first'),
+        ('train2', 'who else'),
+    ]
+    assert train[0]['relevant'] == ['2', '1'] and train[0]['answers'] == ['Ada', 'Ada Lovelace']
+    assert len(records(builder, 'dev')) == 1
+    assert [query['answers'] for query in records(builder, 'test')] == [
+        ["Ann's band"],
+        ['the "big" one', 'x'],
+    ]
+    collection.write_texts(builder, write(tmp_path / 'out', {}))
+    assert (tmp_path / 'out' / 'docs.tsv').read_text().splitlines()[1] == '2\tProgrammer [SEP]\tAda.'
+    assert (tmp_path / 'out' / 'test_answers.tsv').read_text().splitlines()[1] == 'test2\tthe "big" one\tx'
+    assert not (tmp_path / 'out' / 'test_qrels.txt').exists()
+
+
+@pytest.mark.usefixtures('unchecked')
+@pytest.mark.parametrize(
+    ('name', 'text', 'said'),
+    [
+        ('psgs_w100.tsv.gz', '1\ttext\n', 'line 1 is not an id, a text and a title'),
+        ('biencoder-nq-dev.json.gz', '[{"question": "x"', 'is cut short or no JSON after question 0'),
+        ('biencoder-nq-dev.json.gz', '', 'is cut short or no JSON after question 0'),
+        ('biencoder-nq-dev.json.gz', '[{"question": "x"}]', "question 1 lacks 'positive_ctxs'"),
+        ('nq-test.qa.csv', 'who\t[]\n', 'line 1 is not a question and a list of answers'),
+        ('nq-test.qa.csv', 'who\t__import__("os")\n', 'line 1 is not a question and a list of answers'),
+        ('nq-test.qa.csv', 'who\n', 'line 1 is not a question and a list of answers'),
+    ],
+)
+def test_malformed_natural_questions(tmp_path, name, text, said):
+    manual = write(tmp_path / 'manual', NATURAL_QUESTIONS | {name: text})
+    with pytest.raises(InputError, match=f'{name}: {said}'):
+        built(natural_questions_dpr.NaturalQuestionsDpr(data_dir=tmp_path / 'data'), manual_dir=manual)
+
+
+@pytest.mark.usefixtures('unchecked')
+def test_a_gz_that_is_cut_short(tmp_path):
+    manual = write(tmp_path / 'manual', NATURAL_QUESTIONS)
+    packed = (manual / 'psgs_w100.tsv.gz').read_bytes()
+    (manual / 'psgs_w100.tsv.gz').write_bytes(packed[:-12])
+    with pytest.raises(InputError, match=r'psgs_w100.tsv.gz: cannot be read'):
+        built(natural_questions_dpr.NaturalQuestionsDpr(data_dir=tmp_path / 'data'), manual_dir=manual)
+
+
+def test_pydoc_search_is_built_anew_for_other_sources(tmp_path):
+    code = ''.join(
+        f'def f{n}():\n    """Gives the number {n}.\n\n    More."""\n    return {n}\n\n' for n in range(30)
+    )
+    roots = [write(tmp_path / 'src', {'a.py': code})]
+    builder = built(pydoc_search.PydocSearch(roots=roots, data_dir=tmp_path / 'data'))
+    documents = records(builder, 'documents')
+    assert (documents[3]['id'], documents[3]['text']) == ('a.f3', 'def f3():\n    return 3')
+    queries = records(builder, 'train') + records(builder, 'dev')
+    assert len(queries) == 30 and {'id': 'a.f3', 'text': 'Gives the number 3.'}.items() <= next(
+        query.items() for query in queries if query['id'] == 'a.f3'
+    )
+    write(roots[0], {'b.py': 'def g():\n    return 1\n'})
+    again = built(pydoc_search.PydocSearch(roots=roots, data_dir=tmp_path / 'data'))
+    assert [document['id'] for document in records(again, 'documents')][-1] == 'b.g'
+
+
+FILES = {
+    'docs.tsv': 'd0\tzero\nd1\tone\nd2\ttwo\n',
+    'train.tsv': 'q0\twhat is two\nq1\twhat is three\n',
+    'qrels.txt': 'q0 0 d2 1\nq0 0 d0 0\n',
+}
+
+
+@pytest.fixture
+def own(tmp_path):
+    folder = write(tmp_path / 'own', FILES)
+    rng = np.random.default_rng(0)
+    np.save(folder / 'docs.npy', rng.normal(size=(3, 4)).astype(np.float16))
+    np.save(folder / 'train.npy', rng.normal(size=(2, 4)).astype(np.float16))
+    return folder
+
+
+def flags_of(folder):
+    return {
+        'texts': {'documents': folder / 'docs.tsv', 'train': folder / 'train.tsv'},
+        'qrels': {'train': folder / 'qrels.txt'},
+        'embeddings': {'documents': folder / 'docs.npy', 'train': folder / 'train.npy'},
+    }
+
+
+def test_from_files_with_embeddings(own, tmp_path):
+    builder = built(FromFiles(collection='mine', data_dir=tmp_path / 'data', **flags_of(own)))
+    reopened = tfds.builder_from_directory(builder.data_path)
+    for split, name in (('documents', 'docs.npy'), ('train', 'train.npy')):
+        vectors = np.stack([example['embedding'] for example in reopened.as_data_source(split)])
+        np.testing.assert_array_equal(vectors, np.load(own / name))
+        assert vectors.dtype == np.float16
+    queries = reopened.as_data_source('train')
+    assert [query['relevant'] for query in queries] == [[b'd2'], []]
+    (own / 'qrels.txt').write_text('q1 0 d1 1\n')  # another collection, though of the same name
+    again = built(FromFiles(collection='mine', data_dir=tmp_path / 'data', **flags_of(own)))
+    assert [query['relevant'] for query in again.as_data_source('train')] == [[], [b'd1']]
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'texts': {'train': 'train.tsv'}}, r"texts of \['train'\] are given; give those of documents too"),
+        ({'qrels': {'dev': 'qrels.txt'}}, "qrels are given for 'dev', which has no texts of queries"),
+        ({'embeddings': {'documents': 'docs.npy'}}, r"embeddings are given for \['documents'\] and texts"),
+        (
+            {'embeddings': {'documents': 'docs.npy', 'train': 'docs.npy'}},
+            'has 3 embeddings for 2 texts of train',
+        ),
+    ],
+)
+def test_files_that_do_not_fit_together(own, tmp_path, change, said):
+    change = {name: {split: own / file for split, file in paths.items()} for name, paths in change.items()}
+    with pytest.raises(InputError, match=said):
+        FromFiles(collection='mine', data_dir=tmp_path / 'data', **(flags_of(own) | change))
+
+
+def command(folder, *flags):
+    code = """if True:
+        import sys
+        from dvq_jax.cli import collection, run
+        try:
+            run(collection.main)
+        finally:
+            assert 'tensorflow' not in sys.modules
+    """
+    return subprocess.run(
+        [sys.executable, '-c', code, '--data_dir=DATA', *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_builds_and_writes_texts_without_tensorflow(own):
+    flags = ['--name=from_files', '--collection=mine', '--qrels=train:qrels.txt']
+    done = command(own, *flags, '--texts=documents:docs.tsv,train:train.tsv', '--out=texts')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)['examples'] == {'documents': 3, 'train': 2}
+    assert {path.name: path.read_text() for path in (own / 'texts').iterdir()} == {
+        'docs.tsv': FILES['docs.tsv'],
+        'train_queries.tsv': FILES['train.tsv'],
+        'train_qrels.txt': 'q0 0 d2 1\n',
+    }
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (['--name=from_files'], '--collection=None: give a word'),
+        (['--name=from_files', '--collection=c', '--texts=docs.tsv'], 'is not SPLIT:PATH'),
+        (['--name=msmarco_passage', '--source=x'], '--source is of pydoc_search, not of msmarco_passage'),
+        (['--name=msmarco_passage', '--manual_dir=nowhere'], '--manual_dir=nowhere: is not a folder'),
+        (['--name=pydoc_search', '--source=nowhere'], '--source=nowhere: not a folder'),
+        (['--name=pydoc_search', '--out=.'], 'exists already'),
+    ],
+)
+def test_bad_flags_end_in_one_sentence(own, flags, said):
+    failed = command(own, *flags)
+    assert failed.returncode == 2 and said in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert not failed.stdout
