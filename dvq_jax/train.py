@@ -16,7 +16,7 @@ from dvq_jax import checkpoint, evaluate, files, metrics, placement, preemption,
 from dvq_jax.batches import training_batches
 from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
-from dvq_jax.memory import step_bytes
+from dvq_jax.memory import encoder_floats, step_bytes
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_of
 from dvq_jax.start import Start, starting_point
@@ -153,7 +153,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
     """Puts the corpus where the config wants it, and says what a step takes beside it."""
-    index = run.config.index
+    index, floats = run.config.index, 0
+    if towers.reads_text(run.config.tower.name):
+        floats = encoder_floats(
+            run.tower.shape,
+            queries=run.config.data.batch_size // jax.device_count(),
+            length=run.config.tower.transformer.max_length,
+            remat=run.tower.remat,
+        )
     size = step_bytes(
         batch_size=run.config.data.batch_size,
         candidates=run.mixture.size,
@@ -163,12 +170,12 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
         devices=jax.device_count(),
         in_batch=run.mixture.in_batch,
         tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
+        tower_floats=floats,
     )
     where = placement.choose(run.config.data.placement, run.dataset.corpus, step_bytes=size)
     corpus = 'stays on the host' if where == 'host' else f'is {where} on the devices'
-    without = " without the encoder's hidden states" if towers.reads_text(run.config.tower.name) else ''
     print(
-        f'a step takes about {size / 2**30:.2f} GiB of each device{without}; the corpus {corpus}',
+        f'a step takes about {size / 2**30:.2f} GiB of each device; the corpus {corpus}',
         file=sys.stderr,
         flush=True,
     )

@@ -9,19 +9,31 @@ import sys
 import jax
 import numpy as np
 from dvq_jax import losses, memory, optimizer, towers
-from dvq_jax.train_step import Objective, init_state, make_train_step, put
+from dvq_jax.train_step import Objective, init_state, make_train_step
+from dvq_jax.transformer import Architecture, Transformer
 from dvq_jax.types import Batch, IndexParams
 
 devices = jax.local_device_count()
 for shape in sys.argv[1:]:
-    B, C, D, L, M, K, in_batch = map(int, shape.split(','))
-    b = B // devices
+    B, C, D, L, M, K, in_batch, *encoder = map(int, shape.split(','))
+    b, floats, tokens = B // devices, 0, None
+    tower, taken = towers.build('linear'), np.zeros((1, D), np.float32)
+    if encoder:
+        layers, heads, inner, length = encoder
+        sizes = Architecture(
+            words=30_522, positions=512, types=2, dim=D, layers=layers, heads=heads, inner=inner,
+            activation='gelu', epsilon=1e-12,
+        )
+        tower, taken = Transformer(sizes, pooling='mean', normalize=True), np.zeros((1, length), np.int32)
+        floats = memory.encoder_floats(sizes, queries=b, length=length)
+        tokens = np.zeros((devices, b, length), np.int32)
     batch = Batch(
         queries=np.ones((devices, b, D), np.float32),
         doc_ids=np.zeros((devices, b, C), np.int32),
         docs=np.ones((devices, b, C, D), np.float32),
         lists=np.zeros((devices, b, C), np.int32),
         positives=np.zeros((devices, b, 64), np.int32),
+        tokens=tokens,
     )
     index = IndexParams(
         centroids=np.ones((L, D), np.float32),
@@ -33,15 +45,15 @@ for shape in sys.argv[1:]:
         scale_ivf_to_pq=False, in_batch=bool(in_batch), dynamic=False, estimator='hard',
         estimator_temperature=1.0,
     )
-    tower = towers.build('linear')
     rates = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-4}
     adam = optimizer.build(rates, steps=1, schedules=dict.fromkeys(optimizer.GROUPS, 'constant'))
-    state = put(init_state(index, towers.initial_params(tower, D, seed=0), adam))
+    params = jax.eval_shape(lambda: tower.init(jax.random.key(0), taken)['params'])
+    state = jax.eval_shape(lambda tree: init_state(index, tree, adam), params)
     step = make_train_step(tower=tower, optimizer=adam, objective=objective)
     planned = step.lower(state, batch).compile().memory_analysis()
     predicted = memory.step_bytes(
         batch_size=B, candidates=C, dim=D, lists=L, codewords=K, devices=devices, in_batch=bool(in_batch),
-        tower_parameters=D * D,
+        tower_parameters=sum(x.size for x in jax.tree.leaves(params)), tower_floats=floats,
     )
     print(predicted / (planned.argument_size_in_bytes + planned.temp_size_in_bytes))
 """
@@ -52,6 +64,8 @@ for shape in sys.argv[1:]:
     [
         (1, ['128,16,384,1024,16,256,1', '128,200,768,10000,64,256,1', '64,8,64,512,32,16,1']),
         (1, ['128,32,384,1024,48,256,0', '512,32,256,4096,32,256,1']),
+        (1, ['128,16,384,1024,16,256,1,6,12,1536,32', '32,16,384,1024,16,256,1,6,12,1536,128']),
+        (1, ['128,16,768,10000,64,256,1,12,12,3072,32', '128,16,256,512,16,256,1,4,4,512,64']),
         (4, ['128,16,384,1024,16,256,1', '256,50,128,2048,16,256,1']),
     ],
 )
