@@ -134,6 +134,9 @@ def test_tokens_are_word_pieces_between_marks_and_cut(tmp_path):
     pieces = [[VOCABULARY[i] for i in ids] for ids in encoder.tokens(TEXTS)]
     assert pieces[0] == ['[CLS]', 'how', 'is', 'a', 'vector', 'train', '[SEP]']
     assert pieces[2] == ['[CLS]', 'search', '##ing', '[SEP]'] and len(pieces[3]) == 7
+    # As `collection` writes a title before a text.
+    pair = encoder.tokenizer.encode('how is', 'a vector').ids
+    assert list(encoder.tokens(['how is [SEP] a vector'])[0]) == pair
 
 
 @pytest.mark.parametrize('pooling', ['cls_token', 'mean_tokens', 'max_tokens'])
