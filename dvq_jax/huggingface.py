@@ -44,6 +44,7 @@ _SIZES = {
     'activation': 'hidden_act',
     'epsilon': 'layer_norm_eps',
 }
+_MARKS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 _POOLINGS = {'cls_token': 'cls', 'mean_tokens': 'mean', 'max_tokens': 'max'}
 # Our module -> theirs, of the whole and of a layer.
 _OF_ALL = {
@@ -238,6 +239,8 @@ def _word_pieces(path: pathlib.Path, *, lower: bool) -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     first, last = ((mark, tokenizer.token_to_id(mark)) for mark in ('[CLS]', '[SEP]'))
     tokenizer.post_processor = tokenizers.processors.BertProcessing(last, first)
+    # In a text they are themselves and not letters, so that a title can stand before [SEP].
+    tokenizer.add_special_tokens([mark for mark in _MARKS if tokenizer.token_to_id(mark) is not None])
     return tokenizer
 
 
