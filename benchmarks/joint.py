@@ -18,8 +18,9 @@ from absl import flags
 from tables import markdown
 
 from configs import default
-from dvq_jax import cli, evaluate, files, train
+from dvq_jax import cli, evaluate, files, huggingface, train
 from dvq_jax.dataset import open_dataset
+from dvq_jax.errors import InputError
 
 _DATASET = flags.DEFINE_string('dataset', None, 'What `prepare` wrote, with texts of queries.', required=True)
 _MODEL = flags.DEFINE_string('model', None, "The teacher: a folder in Hugging Face's format.", required=True)
@@ -51,12 +52,18 @@ def _configs() -> dict[str, ml_collections.ConfigDict]:
 def main() -> None:
     """Runs the rows that are missing, then prints the table."""
     out = pathlib.Path(_OUT.value)
-    rows = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
+    dataset = open_dataset(_DATASET.value)
+    weights = files.sha256(pathlib.Path(_MODEL.value) / huggingface.WEIGHTS)
+    about = {'examples': dataset.digest, 'encoder': weights, 'max_length': _LENGTH.value}
+    stored = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {'of': about, 'rows': {}}
+    if stored['of'] != about:
+        raise InputError(f'{out}: was measured with {stored["of"]}, this is {about}; give another --out.')
+    rows = stored['rows']
     queries = evaluate.read_queries(
         _QUERIES.value,
         query_ids=_QUERY_IDS.value,
         qrels=_QRELS.value,
-        dataset=open_dataset(_DATASET.value),
+        dataset=dataset,
         texts=True,
     )
     for name, config in _configs().items():
@@ -69,7 +76,7 @@ def main() -> None:
         )
         rows[name] = {'nprobe': measured['nprobe'], 'train_seconds': seconds}
         with files.atomic_file(out) as aside:
-            aside.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+            aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(markdown(rows))
 
 

@@ -231,28 +231,33 @@ def write_run(
                 file.write(f'{query} Q0 {doc} {rank} {score:.9g} {tag}\n')
 
 
-def read_run(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+def read_run(path: str | os.PathLike) -> dict[str, list[str]]:
     """Reads a TREC run, lines `query Q0 document rank score tag`.
 
     Args:
       path: the file.
 
     Returns:
-      Query id -> document id -> score.
+      Query id -> documents, by rank.
 
     Raises:
-      InputError: no such file, or a line that is not of this form.
+      InputError: no such file, no line in it, one that is not of this form, or one that repeats a document.
     """
-    run: dict[str, dict[str, float]] = {}
+    run: dict[str, dict[str, int]] = {}
     for number, line in enumerate(_lines(path), start=1):
         try:
-            query, _, doc, _, score, _ = line.split()
-            run.setdefault(query, {})[doc] = float(score)
+            query, _, doc, rank, _, _ = line.split()
+            found, rank = run.setdefault(query, {}), int(rank)
         except ValueError as error:
             raise InputError(
                 f"{path}: line {number} is not 'query Q0 document rank score tag'; give a TREC run."
             ) from error
-    return run
+        if doc in found:
+            raise InputError(f'{path}: line {number} repeats the document {doc!r} of {query!r}; drop one.')
+        found[doc] = rank
+    if not run:
+        raise InputError(f'{path}: is empty; give a TREC run, as search writes it.')
+    return {query: sorted(ranks, key=ranks.__getitem__) for query, ranks in run.items()}
 
 
 def _lines(path: str | os.PathLike) -> Iterator[str]:

@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import example_serializer
 
-from dvq_jax import files
+from dvq_jax import files, records
 from dvq_jax.data import fingerprint, open_embeddings
 from dvq_jax.errors import InputError
 
 _NAME = 'dvq_training'
-_FORMAT = 'array_record'
-_SHARD = 100_000  # examples a file
 _CORPUS = 'corpus.json'
 
 
@@ -149,7 +145,7 @@ def write_dataset(
         }
 
     _write_splits(folder, _features(queries.shape[1], topk, texts=texts is not None), rows, example)
-    written = sorted(folder.glob(f'*.{_FORMAT}-*'))
+    written = sorted(folder.glob(f'*.{records.FORMAT}-*'))
     about = {
         'corpus': corpus_path,
         'corpus_ids': doc_ids_path,
@@ -190,28 +186,13 @@ def _write_splits(
     rows: dict[str, np.ndarray],
     example: Callable[[int], dict[str, Any]],
 ) -> None:
-    """Writes the examples and the metadata that TFDS reads.
-
-    Not by TFDS's own writers: they order a record's fields anew in each process.
-    """
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    """Writes the examples and the metadata that TFDS reads."""
     infos = []
     for split in rows:
         template = tfds.core.ShardedFileTemplate(
-            folder, dataset_name=_NAME, split=split, filetype_suffix=_FORMAT
+            folder, dataset_name=_NAME, split=split, filetype_suffix=records.FORMAT
         )
-        shards = [rows[split][start : start + _SHARD] for start in range(0, len(rows[split]), _SHARD)]
-        size = 0
-        for number, shard in enumerate(shards):
-            path = template.sharded_filepath(shard_index=number, num_shards=len(shards))
-            writer = ArrayRecordWriter(str(path), 'group_size:1')  # a record is read without its neighbours
-            for row in shard:
-                proto = serializer.get_tf_example(features.encode_example(example(row)))
-                record = proto.SerializeToString(deterministic=True)
-                writer.write(record)
-                size += len(record)
-            writer.close()
-        infos.append(tfds.core.SplitInfo(split, [len(shard) for shard in shards], size, template))
+        infos.append(records.write(template, features, map(example, rows[split])))
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
             name=_NAME, version=tfds.core.Version('1.0.0'), data_dir=str(folder), module_name=__name__
@@ -219,7 +200,7 @@ def _write_splits(
         features=features,
         description="Queries with the teacher's Top-K.",
     )
-    info.set_file_format(_FORMAT)
+    info.set_file_format(records.FORMAT)
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(folder)
 

@@ -20,13 +20,13 @@ class Progress:
 
     Args:
       label: what is being done.
-      total: how many units there are in all.
+      total: how many units there are in all; None where that is not known.
       unit: the plural of what is counted.
       start: units that an earlier process already did.
       every: seconds between two lines.
     """
 
-    def __init__(self, label: str, *, total: int, unit: str, start: int = 0, every: float = 5.0):
+    def __init__(self, label: str, *, total: int | None, unit: str, start: int = 0, every: float = 5.0):
         self._label, self._total, self._unit, self._every = label, total, unit, every
         self._start = self._count = self._printed = start
         self._begin = self._last = time.monotonic()
@@ -46,10 +46,13 @@ class Progress:
         self._last, self._printed = time.monotonic(), self._count
         elapsed = self._last - self._begin
         rate = (self._count - self._start) / elapsed if elapsed > 0 else 0.0
-        share = 100 * self._count // max(self._total, 1)
-        if self._count >= self._total or not rate:
-            left = f'{_duration(elapsed)} in all'
+        if self._total is None:
+            count, left = f'{self._count} {self._unit}', f'{_duration(elapsed)} so far'
         else:
-            left = f'{_duration((self._total - self._count) / rate)} to go'
-        line = f'{self._label}: {self._count}/{self._total} {self._unit} ({share}%), {rate:.4g}/s, {left}'
+            share = 100 * self._count // max(self._total, 1)
+            count = f'{self._count}/{self._total} {self._unit} ({share}%)'
+            done = self._count >= self._total or not rate
+            rest = 0 if done else (self._total - self._count) / rate
+            left = f'{_duration(elapsed)} in all' if done else f'{_duration(rest)} to go'
+        line = f'{self._label}: {count}, {rate:.4g}/s, {left}'
         print(f'{line}; {note}' if note else line, file=sys.stderr, flush=True)

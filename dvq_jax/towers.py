@@ -195,6 +195,8 @@ def apply(tower: Tower, queries: np.ndarray, texts: Sequence[str] | None = None)
         from dvq_jax import embed
 
         progress = Progress('embed', total=len(texts), unit='queries')
-        return embed.Embedder(encoder(tower))(texts, progress)
+        vectors = embed.Embedder(encoder(tower))(texts, progress)
+        progress.done()
+        return vectors
     module = build(tower.name, **tower.args)
     return np.asarray(module.apply({'params': tower.params}, jnp.asarray(queries, jnp.float32)))

@@ -55,11 +55,11 @@ def test_an_answer_is_held_as_whole_tokens_in_order(passage, texts, expected):
 
 
 def test_queries_without_a_right_document_count_as_failures():
-    run = {'q1': {'a': 3.0, 'b': 2.0}, 'q2': {'a': 1.0}, 'q3': {'c': 1.0}}
+    found = {'q1': ['a', 'b'], 'q2': ['a'], 'q3': ['c'], 'q4': []}
     wanted = {'q1': ['Paris'], 'q2': ['Rome'], 'q4': ['Oslo']}
-    qrels = answers.judge(run | {'q4': {}}, wanted, {'a': 'in London', 'b': 'in PARIS, France', 'c': 'Oslo'})
+    qrels = answers.judge(found, wanted, {'a': 'in London', 'b': 'in PARIS, France', 'c': 'Oslo'})
     assert qrels == {'q1': {'a': 0, 'b': 1}, 'q2': {'a': 0}, 'q4': {}}
-    measured = answers.measure(qrels, run)
+    measured = answers.measure(qrels, found)
     assert measured['RR@10'] == pytest.approx((1 / 2 + 0 + 0) / 3)
     assert measured['Success@1'] == 0 and measured['Success@5'] == pytest.approx(1 / 3)
 
@@ -75,19 +75,24 @@ def judge(folder, *flags):
 
 
 def test_the_command_judges_a_run(tmp_path):
-    (tmp_path / 'run.trec').write_text('q1 Q0 a 1 3.0 t\nq1 Q0 b 2 2.0 t\nq2 Q0 a 1 1.0 t\n')
+    # Of equal scores the rank decides.
+    (tmp_path / 'run.trec').write_text('q1 Q0 a 2 3.0 t\nq1 Q0 b 1 3.0 t\nq2 Q0 a 1 1.0 t\n')
     (tmp_path / 'docs.tsv').write_text('a\tRome [SEP]\tin London\nz\tParis\nb\tin Paris, France\n')
     (tmp_path / 'answers.tsv').write_text('q1\tTexas\tParis\nq2\tRome\n')
     flags = ['--run=run.trec', '--documents=docs.tsv', '--answers=answers.tsv']
     done = judge(tmp_path, *flags, '--out=qrels.txt')
     assert done.returncode == 0, done.stderr
     # A title is not what is judged; a run of two documents says nothing of the first ten.
-    assert json.loads(done.stdout) == {'queries': 2, 'Success@1': 0.0}
-    assert (tmp_path / 'qrels.txt').read_text() == 'q1 0 a 0\nq1 0 b 1\nq2 0 a 0\n'
+    assert json.loads(done.stdout) == {'queries': 2, 'Success@1': 0.5}
+    assert (tmp_path / 'qrels.txt').read_text() == 'q1 0 b 1\nq1 0 a 0\nq2 0 a 0\n'
     for name, text, said in (
         ('docs.tsv', 'a\tin London\n', "has no document 'b'"),
         ('answers.tsv', 'q1\n', 'line 1 has no answer'),
         ('answers.tsv', 'q9\tRome\n', 'has no query of run.trec'),
+        ('answers.tsv', 'q1\ta\nq1\tb\n', "line 2 repeats the id 'q1'"),
+        ('docs.tsv', 'a\n', 'line 1 has no text'),
+        ('run.trec', '', 'is empty'),
+        ('run.trec', 'q1 Q0 a 1 1 t\nq1 Q0 a 2 1 t\n', "line 2 repeats the document 'a' of 'q1'"),
         ('run.trec', 'q1 a 1\n', "line 1 is not 'query Q0 document rank score tag'"),
     ):
         kept = (tmp_path / name).read_text()

@@ -2,6 +2,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
+import dvq_jax.records
 from dvq_jax.datasets import collection, msmarco_passage, natural_questions_dpr, pydoc_search, sources
 from dvq_jax.datasets.from_files import FromFiles
 from dvq_jax.errors import InputError
@@ -33,7 +36,7 @@ QUESTION = {
 NATURAL_QUESTIONS = {
     'psgs_w100.tsv.gz': 'id\ttext\ttitle\n1\t"The ""first"" one."\t"A ""title"""\n2\tAda.\tProgrammer\n',
     'biencoder-nq-train.json.gz': json.dumps([QUESTION, QUESTION | {'question': 'who else'}], indent=4),
-    'biencoder-nq-dev.json.gz': json.dumps([QUESTION]),
+    'biencoder-nq-dev.json.gz': json.dumps([QUESTION]) + '\n',
     'nq-test.qa.csv': 'who sings\t["Ann\'s band"]\nwhat "it" is\t"[\'the \\""big\\"" one\', \'x\']"\n',
 }
 
@@ -61,12 +64,14 @@ def served(tmp_path, monkeypatch):
 
 
 def publish(folder, address, monkeypatch, contents=MSMARCO):
-    """Serves an archive like MS MARCO's."""
-    path = folder / msmarco_passage.ARCHIVE.name
-    files = write(folder / 'files', contents)
+    """Writes an archive like MS MARCO's, and takes it for the published one."""
+    path = folder / 'collectionandqueries.tar.gz'
     with tarfile.open(path, 'w:gz') as archive:
-        for name in contents:
-            archive.add(files / name, name)
+        for name, text in contents.items():
+            packed = text if isinstance(text, bytes) else text.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(packed)
+            archive.addfile(member, io.BytesIO(packed))
     source = sources.Source(f'{address}/{path.name}', hashlib.md5(path.read_bytes()).hexdigest())
     monkeypatch.setattr(msmarco_passage, 'ARCHIVE', source)
     return path
@@ -128,19 +133,29 @@ def test_a_download_is_the_published_file_or_none(tmp_path, served, monkeypatch)
     assert len(records(built(builder), 'documents')) == 3
 
 
-def test_msmarco_from_the_users_own_files(tmp_path, served, monkeypatch):
-    path = publish(*served, monkeypatch)
+def test_msmarco_from_the_users_own_folder(tmp_path, monkeypatch):
     manual = write(tmp_path / 'manual', {})
-    path.rename(manual / path.name)
+    path = publish(manual, 'http://nowhere', monkeypatch)
     builder = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'a'), manual_dir=manual)
-    files = write(tmp_path / 'files', MSMARCO)
-    again = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'b'), manual_dir=files)
-    for split in ('documents', 'train', 'dev'):
-        assert records(builder, split) == records(again, split)
-    (manual / path.name).write_bytes(b'other')
+    assert len(records(builder, 'documents')) == 3
+    path.write_bytes(b'other')
     with pytest.raises(InputError, match='put the published file there'):
-        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'c'), manual_dir=manual)
-    assert (manual / path.name).read_bytes() == b'other'  # the user's own file stays
+        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'b'), manual_dir=manual)
+    assert path.read_bytes() == b'other'  # the user's own file stays
+
+
+def test_large_splits_are_cut_into_files_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(dvq_jax.records, '_SHARD', 3)
+    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 10)  # TFDS's own writer would need TensorFlow
+    manual = write(tmp_path / 'manual', {})
+    texts = ''.join(f'{row}\ttext {row}\n' for row in range(11))
+    publish(manual, 'http://nowhere', monkeypatch, MSMARCO | {'collection.tsv': texts})
+    builder = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'), manual_dir=manual)
+    assert [document['id'] for document in records(builder, 'documents')] == [str(row) for row in range(11)]
+    assert len(list(builder.data_path.glob('*documents*-of-00004'))) == 4
+    again = built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'again'), manual_dir=manual)
+    for path in builder.data_path.glob('*array_record*'):
+        assert path.read_bytes() == (again.data_path / path.name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -151,15 +166,15 @@ def test_msmarco_from_the_users_own_files(tmp_path, served, monkeypatch):
         ('qrels.train.tsv', '11\t0\t0\tyes\n', r"qrels.train.tsv: line 1 has the relevance 'yes'"),
         ('qrels.dev.small.tsv', None, r'qrels.dev.small.tsv: cannot be read'),
         ('collection.tsv', b'0\tone\n1\t\xff\n', r'collection.tsv: cannot be read as UTF-8'),
+        ('queries.train.tsv', '', r'msmarco_passage: train has no texts'),
     ],
 )
-def test_a_malformed_line_is_named(tmp_path, name, text, said):
-    folder = write(tmp_path / 'files', MSMARCO)
-    (folder / name).unlink()
-    if text is not None:
-        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+def test_a_malformed_line_is_named(tmp_path, monkeypatch, name, text, said):
+    changed = {key: value for key, value in (MSMARCO | {name: text}).items() if value is not None}
+    publish(write(tmp_path / 'manual', {}), 'http://nowhere', monkeypatch, changed)
     with pytest.raises(InputError, match=said):
-        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'), manual_dir=folder)
+        built(msmarco_passage.MsmarcoPassage(data_dir=tmp_path / 'data'), manual_dir=tmp_path / 'manual')
+    assert not (tmp_path / 'data' / 'msmarco_passage' / '1.0.0').exists()
 
 
 @pytest.fixture
@@ -171,6 +186,7 @@ def unchecked(monkeypatch):
         'QUESTIONS',
         {split: sources.Source(f'http://nowhere/biencoder-nq-{split}.json.gz') for split in ('train', 'dev')},
     )
+    monkeypatch.setattr(natural_questions_dpr, '_TEST_QUESTIONS', 2)
 
 
 @pytest.mark.usefixtures('unchecked')
@@ -209,7 +225,24 @@ def test_natural_questions(tmp_path, monkeypatch, chunk):
         ('psgs_w100.tsv.gz', '1\ttext\n', 'line 1 is not an id, a text and a title'),
         ('biencoder-nq-dev.json.gz', '[{"question": "x"', 'is cut short or no JSON after question 0'),
         ('biencoder-nq-dev.json.gz', '', 'is cut short or no JSON after question 0'),
-        ('biencoder-nq-dev.json.gz', '[{"question": "x"}]', "question 1 lacks 'positive_ctxs'"),
+        (
+            'biencoder-nq-dev.json.gz',
+            '[{"question": "x", "answers": []}]',
+            "question 1 lacks 'positive_ctxs'",
+        ),
+        (
+            'biencoder-nq-dev.json.gz',
+            json.dumps([QUESTION | {'answers': 'Ada'}]),
+            'question 1 has no text, or',
+        ),
+        ('biencoder-nq-dev.json.gz', json.dumps([QUESTION | {'question': ''}]), 'question 1 has no text, or'),
+        ('biencoder-nq-dev.json.gz', '[}' + 'x' * 1000, 'is cut short or no JSON after question 0'),
+        ('psgs_w100.tsv.gz', '\n', 'line 1 is not an id, a text and a title'),
+        ('psgs_w100.tsv.gz', '1\ta\rb\tc\n', 'line 1 is no line of columns'),
+        ('nq-test.qa.csv', "who\t'Paris'\n", 'line 1 is not a question and a list of answers'),
+        ('nq-test.qa.csv', 'who\t5\n', 'line 1 is not a question and a list of answers'),
+        ('nq-test.qa.csv', "\t['Paris']\n", 'line 1 is not a question and a list of answers'),
+        ('nq-test.qa.csv', "who\t['Paris']\n", 'has 1 questions and not 2'),
         ('nq-test.qa.csv', 'who\t[]\n', 'line 1 is not a question and a list of answers'),
         ('nq-test.qa.csv', 'who\t__import__("os")\n', 'line 1 is not a question and a list of answers'),
         ('nq-test.qa.csv', 'who\n', 'line 1 is not a question and a list of answers'),
@@ -280,6 +313,19 @@ def test_from_files_with_embeddings(own, tmp_path):
         assert vectors.dtype == np.float16
     queries = reopened.as_data_source('train')
     assert [query['relevant'] for query in queries] == [[b'd2'], []]
+    vectors = np.zeros((5000, 4), np.float16)
+    many = {'documents': own / 'many.tsv'}
+    many['documents'].write_text(''.join(f'd{row}\ttext\n' for row in range(5000)))
+    for value in (1, 2):  # one row of many differs
+        vectors[1] = value
+        np.save(own / 'many.npy', vectors)
+        read = FromFiles(
+            collection='many',
+            data_dir=tmp_path / 'data',
+            texts=many,
+            embeddings={'documents': own / 'many.npy'},
+        )
+        np.testing.assert_array_equal(built(read).as_data_source('documents')[1]['embedding'], vectors[1])
     (own / 'qrels.txt').write_text('q1 0 d1 1\n')  # another collection, though of the same name
     again = built(FromFiles(collection='mine', data_dir=tmp_path / 'data', **flags_of(own)))
     assert [query['relevant'] for query in again.as_data_source('train')] == [[], [b'd1']]
@@ -289,6 +335,8 @@ def test_from_files_with_embeddings(own, tmp_path):
     ('change', 'said'),
     [
         ({'texts': {'train': 'train.tsv'}}, r"texts of \['train'\] are given; give those of documents too"),
+        ({'qrels': {'train': 'nowhere'}}, 'nowhere: is not a file; give TREC qrels'),
+        ({'texts': {'documents': 'docs.tsv', 'all': 'train.tsv'}}, "texts are given for a split 'all'"),
         ({'qrels': {'dev': 'qrels.txt'}}, "qrels are given for 'dev', which has no texts of queries"),
         ({'embeddings': {'documents': 'docs.npy'}}, r"embeddings are given for \['documents'\] and texts"),
         (
@@ -338,6 +386,13 @@ def test_the_command_builds_and_writes_texts_without_tensorflow(own):
     [
         (['--name=from_files'], '--collection=None: give a word'),
         (['--name=from_files', '--collection=c', '--texts=docs.tsv'], 'is not SPLIT:PATH'),
+        (['--name=from_files', '--collection=c', '--texts=train:a,train:b'], 'each split once'),
+        (
+            ['--name=pydoc_search', '--manual_dir=.'],
+            'is of msmarco_passage and natural_questions_dpr, not of',
+        ),
+        (['--name=msmarco_passage', '--data_dir=docs.tsv'], 'docs.tsv: cannot write there'),
+        (['--name=msmarco_passage', '--out=docs.tsv/texts'], 'docs.tsv: cannot write there'),
         (['--name=msmarco_passage', '--source=x'], '--source is of pydoc_search, not of msmarco_passage'),
         (['--name=msmarco_passage', '--manual_dir=nowhere'], '--manual_dir=nowhere: is not a folder'),
         (['--name=pydoc_search', '--source=nowhere'], '--source=nowhere: not a folder'),

@@ -46,21 +46,25 @@ _EMBEDDINGS = flags.DEFINE_list('embeddings', [], 'Of from_files: SPLIT:PATH of 
 
 
 def _by_split(flag: flags.FlagHolder) -> dict[str, str]:
-    pairs = [value.partition(':') for value in flag.value]
-    for split, _, path in pairs:
-        if not split.isidentifier() or not path:
+    paths = {}
+    for split, _, path in (value.partition(':') for value in flag.value):
+        if not split.isidentifier() or not path or split in paths:
             raise InputError(
-                f'--{flag.name}: {split}:{path} is not SPLIT:PATH; name the split, as train:FILE.'
+                f'--{flag.name}={",".join(flag.value)}: is not SPLIT:PATH, each split once; write train:FILE.'
             )
-    return {split: path for split, _, path in pairs}
+        paths[split] = path
+    return paths
 
 
 def _builder() -> collection.Collection:
     of_files = {'collection': _COLLECTION, 'texts': _TEXTS, 'qrels': _QRELS, 'embeddings': _EMBEDDINGS}
-    owners = {'source': 'pydoc_search'} | dict.fromkeys(of_files, 'from_files')
-    for flag in (_SOURCE, *of_files.values()):
-        if flag.value and owners[flag.name] != _NAME.value:
-            raise InputError(f'--{flag.name} is of {owners[flag.name]}, not of {_NAME.value}; leave it out.')
+    owners = {'source': ['pydoc_search'], 'manual_dir': ['msmarco_passage', 'natural_questions_dpr']}
+    owners |= {name: ['from_files'] for name in of_files}
+    for flag in (_SOURCE, _MANUAL_DIR, *of_files.values()):
+        if flag.value and _NAME.value not in (those := owners[flag.name]):
+            raise InputError(
+                f'--{flag.name} is of {" and ".join(those)}, not of {_NAME.value}; leave it out.'
+            )
     given = {}
     if _NAME.value == 'pydoc_search':
         given = {'roots': _SOURCE.value}
@@ -76,7 +80,7 @@ def main() -> dict:
     """Builds and writes; says what was written."""
     begin = time.monotonic()
     if _OUT.value:
-        files.check_new(_OUT.value)
+        files.make_folder(files.check_new(_OUT.value).parent)
     if _MANUAL_DIR.value and not pathlib.Path(_MANUAL_DIR.value).is_dir():
         raise InputError(f'--manual_dir={_MANUAL_DIR.value}: is not a folder; give one, or leave it out.')
     builder = _builder()

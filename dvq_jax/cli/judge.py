@@ -5,18 +5,19 @@ python -m dvq_jax.cli.judge --run=run.trec --documents=docs.tsv --answers=test_a
 Says MRR@10 and Success@k, the share of queries with a right passage among the first k.
 """
 
-from collections.abc import Iterable
-
 from absl import flags
 
-from dvq_jax import data, files
+from dvq_jax import data, files, metrics
 from dvq_jax.cli import run
 from dvq_jax.datasets import answers, sources
 from dvq_jax.errors import InputError
 
 _RUN = flags.DEFINE_string('run', None, 'A TREC run, as search writes it.', required=True)
 _DOCUMENTS = flags.DEFINE_string(
-    'documents', None, 'A .tsv of ids and texts; the last column is what may hold an answer.', required=True
+    'documents',
+    None,
+    'docs.tsv, as collection writes it: an id, further columns, and the text.',
+    required=True,
 )
 _ANSWERS = flags.DEFINE_string('answers', None, "A .tsv of query ids and each one's answers.", required=True)
 _OUT = flags.DEFINE_string('out', None, 'TREC qrels of what the run found, a file to write.')
@@ -28,21 +29,24 @@ def _read_answers(path: str) -> dict[str, list[str]]:
         query, *texts = line.split('\t')
         if not query or not any(texts):
             raise InputError(f'{path}: line {number} has no answer after an id and a tab; write one.')
+        if query in found:
+            raise InputError(f'{path}: line {number} repeats the id {query!r}; put all answers on one line.')
         found[query] = texts
     return found
 
 
-def _read_passages(path: str, wanted: Iterable[str]) -> dict[str, str]:
+def _read_passages(path: str, wanted: set[str]) -> dict[str, str]:
     """The texts of some documents, of a file that is larger than memory."""
-    passages = dict.fromkeys(wanted)
-    for _, line in sources.lines(path):
-        name = line.partition('\t')[0]
-        if name in passages:
-            passages[name] = line.rpartition('\t')[2]
-    missing = next((name for name, text in passages.items() if text is None), None)
-    if missing is not None:
+    passages = {}
+    for number, line in sources.lines(path):
+        name, *columns = line.split('\t')
+        if name in wanted:
+            if not columns:
+                raise InputError(f'{path}: line {number} has no text after an id and a tab; write both.')
+            passages[name] = columns[-1]
+    if missing := wanted - passages.keys():
         raise InputError(
-            f'{path}: has no document {missing!r}, which {_RUN.value} names; give its documents.'
+            f'{path}: has no document {min(missing)!r}, which {_RUN.value} names; give its documents.'
         )
     return passages
 
@@ -52,9 +56,9 @@ def main() -> dict:
     if _OUT.value:
         files.check_output(_OUT.value)
     found, wanted = data.read_run(_RUN.value), _read_answers(_ANSWERS.value)
-    if not found.keys() & wanted.keys():
-        raise InputError(f'{_ANSWERS.value}: has no query of {_RUN.value}; give the answers to its queries.')
     found = {query: docs for query, docs in found.items() if query in wanted}
+    if not found:
+        raise InputError(f'{_ANSWERS.value}: has no query of {_RUN.value}; give the answers to its queries.')
     passages = _read_passages(_DOCUMENTS.value, {name for docs in found.values() for name in docs})
     qrels = answers.judge(found, wanted, passages)
     if _OUT.value:
@@ -65,9 +69,8 @@ def main() -> dict:
     # Success@100 of ten documents would read like one of a hundred.
     depth = max(map(len, found.values()))
     measured = answers.measure(qrels, found)
-    return {'queries': len(qrels)} | {
-        name: value for name, value in measured.items() if answers.metrics.depth(name) <= depth
-    }
+    shown = {name: value for name, value in measured.items() if metrics.depth(name) <= depth}
+    return {'queries': len(qrels), **shown}
 
 
 if __name__ == '__main__':

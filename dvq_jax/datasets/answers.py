@@ -48,13 +48,13 @@ def holds(passage: str, answers: Sequence[str]) -> bool:
 
 
 def judge(
-    run: metrics.Run, answers: Mapping[str, Sequence[str]], passages: Mapping[str, str]
+    found: Mapping[str, Sequence[str]], answers: Mapping[str, Sequence[str]], passages: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
     """Judges the documents of a run.
 
     Args:
-      run: query id -> document id -> score.
-      answers: query id -> its answers, of every query of the run.
+      found: query id -> the documents found.
+      answers: query id -> its answers.
       passages: document id -> text, of every document of the run.
 
     Returns:
@@ -63,19 +63,20 @@ def judge(
     wanted = {query: [*filter(None, map(tokenize, texts))] for query, texts in answers.items()}
     tokens = functools.lru_cache(maxsize=100_000)(lambda name: tokenize(passages[name]))
     return {
-        query: {name: int(any(text in tokens(name) for text in texts)) for name in run.get(query, {})}
+        query: {name: int(any(text in tokens(name) for text in texts)) for name in found.get(query, ())}
         for query, texts in wanted.items()
     }
 
 
-def measure(qrels: metrics.Qrels, run: metrics.Run) -> dict[str, float]:
+def measure(qrels: metrics.Qrels, found: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """MRR@10 and accuracy: the share of queries with a right document among the first k, Success@k.
 
     Args:
       qrels: from `judge`; a query without a right document counts, as a failure.
-      run: query id -> document id -> score.
+      found: query id -> the documents found, best first; scores may be equal, their order counts.
 
     Returns:
       Name -> mean over the queries of the qrels.
     """
+    run = {query: {name: -place for place, name in enumerate(names)} for query, names in found.items()}
     return metrics.calculate(NAMES, qrels, run)

@@ -18,7 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from dvq_jax import files, records
+from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 
 DOCUMENTS = 'documents'
@@ -43,7 +46,7 @@ class Record(NamedTuple):
     answers: tuple[str, ...] = ()
 
 
-class Collection(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Collection(FileReaderBuilder, skip_registration=True):
     """What builders of collections share; each says in `splits` where its records come from."""
 
     VERSION = tfds.core.Version('1.0.0')
@@ -51,7 +54,7 @@ class Collection(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION = ''
 
     def __init__(self, **kwargs: Any):
-        super().__init__(file_format='array_record', **kwargs)  # read without TensorFlow
+        super().__init__(file_format=records.FORMAT, **kwargs)
 
     @abc.abstractmethod
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
@@ -73,18 +76,30 @@ class Collection(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=self.DESCRIPTION,
             features=tfds.features.FeaturesDict(self.features()),
-            disable_shuffling=True,  # rows are those of the files, so that embeddings of either agree
+            disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {
-            split: self._generate_examples(split, records)
-            for split, records in self.splits(dl_manager).items()
-        }
+    def examples(self, _split: str, found: Iterable[Record]) -> Iterator[dict[str, Any]]:
+        """The examples of a split, in the order of its records."""
+        return (record._asdict() for record in found)
 
-    def _generate_examples(self, _split: str, records: Iterable[Record]) -> Iterator[tuple[int, dict]]:
-        for row, record in enumerate(records):
-            yield row, record._asdict()
+    def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config: Any) -> None:
+        del download_config
+        infos = []
+        for split, found in self.splits(dl_manager).items():
+            examples = _counted(self.examples(split, found), f'build {split}')
+            infos.append(records.write(self._get_filename_template(split), self.info.features, examples))
+            if not infos[-1].num_examples:
+                raise InputError(f'{self.name}: {split} has no texts; leave the split out, or give some.')
+        self.info.set_splits(tfds.core.SplitDict(infos))
+
+
+def _counted(examples: Iterable[dict], label: str) -> Iterator[dict]:
+    progress = Progress(label, total=None, unit='texts')
+    for example in examples:
+        yield example
+        progress.add(1)
+    progress.done()
 
 
 def prepare(builder: Collection, *, manual_dir: str | None = None) -> None:
@@ -96,8 +111,9 @@ def prepare(builder: Collection, *, manual_dir: str | None = None) -> None:
 
     Raises:
       InputError: a file cannot be had, is not the one that was published, or has a line that is not of its
-        form.
+        form; a split is empty; or TFDS's folder cannot be written to.
     """
+    files.make_folder(builder.data_dir_root)
     # TFDS tells on stdout what it does, where a command's result belongs.
     with contextlib.redirect_stdout(sys.stderr):
         config = tfds.download.DownloadConfig(manual_dir=manual_dir)

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from dvq_jax import data, files
@@ -50,6 +52,10 @@ class FromFiles(Collection):
         self._qrels = dict(qrels or {})
         if DOCUMENTS not in texts:
             raise InputError(f'texts of {sorted(texts)} are given; give those of {DOCUMENTS} too.')
+        if 'all' in texts:
+            raise InputError(
+                "texts are given for a split 'all', which is TFDS's word for every split; rename it."
+            )
         if unknown := self._qrels.keys() - (texts.keys() - {DOCUMENTS}):
             raise InputError(
                 f'qrels are given for {min(unknown)!r}, which has no texts of queries; give both.'
@@ -59,20 +65,24 @@ class FromFiles(Collection):
                 f'embeddings are given for {sorted(embeddings)} and texts for {sorted(texts)}; give both for '
                 'the same splits, or no embeddings.'
             )
+        for path in self._qrels.values():
+            if not pathlib.Path(path).is_file():
+                raise InputError(f'{path}: is not a file; give TREC qrels, or leave them out.')
         self._texts = {split: Texts(path) for split, path in texts.items()}
         self._ids = {split: data.read_ids(texts[split], len(read)) for split, read in self._texts.items()}
-        self._embeddings = self._open(embeddings or {})
+        self._paths = dict(embeddings or {})
+        self._embeddings = self._open()
         super().__init__(config=tfds.core.BuilderConfig(name=f'{collection}_{self._digest()}'), **kwargs)
 
-    def _open(self, paths: Mapping[str, Path]) -> dict[str, Any]:
-        opened = {split: data.open_embeddings(path) for split, path in paths.items()}
+    def _open(self) -> dict[str, np.ndarray]:
+        opened = {split: data.open_embeddings(path) for split, path in self._paths.items()}
         for split, vectors in opened.items():
-            data.check_same_dim(opened[DOCUMENTS], vectors, paths[split])
+            data.check_same_dim(opened[DOCUMENTS], vectors, self._paths[split])
             texts = len(self._ids[split])
             if len(vectors) != texts:
                 raise InputError(
-                    f'{paths[split]}: has {len(vectors)} embeddings for {texts} texts of {split}; give one '
-                    'for each, in their order.'
+                    f'{self._paths[split]}: has {len(vectors)} embeddings for {texts} texts of {split}; '
+                    'give one for each, in their order.'
                 )
         return opened
 
@@ -80,7 +90,7 @@ class FromFiles(Collection):
         """Tells these files from others: a collection that TFDS keeps is never that of older ones."""
         parts = [(split, 'texts', texts.digest()) for split, texts in self._texts.items()]
         parts += [(split, 'qrels', files.sha256(path)) for split, path in self._qrels.items()]
-        parts += [(split, 'vectors', data.fingerprint(array)) for split, array in self._embeddings.items()]
+        parts += [(split, 'embeddings', files.sha256(path)) for split, path in self._paths.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def features(self) -> dict[str, Any]:
@@ -106,8 +116,7 @@ class FromFiles(Collection):
                 found = () if relevant is None else tuple(self._ids[DOCUMENTS][doc] for doc in relevant[row])
                 yield Record(ids[row], text, relevant=found)
 
-    def _generate_examples(self, split: str, records: Iterable[Record]) -> Iterator[tuple[int, dict]]:
-        for row, example in super()._generate_examples(split, records):
-            if self._embeddings:
-                example['embedding'] = self._embeddings[split][row]
-            yield row, example
+    def examples(self, split: str, found: Iterable[Record]) -> Iterator[dict[str, Any]]:
+        """The examples of a split, with embeddings where they are given."""
+        for row, example in enumerate(super().examples(split, found)):
+            yield example | ({'embedding': self._embeddings[split][row]} if self._embeddings else {})

@@ -24,13 +24,11 @@ class MsmarcoPassage(Collection):
     """The builder `msmarco_passage`: documents, train, dev."""
 
     DESCRIPTION = 'MS MARCO passage ranking: passages, queries, and which passage answers which query.'
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f'Optional: {ARCHIVE.name}, or the files that are in it.'
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f'Optional: {ARCHIVE.name}.'
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
-        """The records, from the archive or from the user's folder of the files in it."""
-        folder = sources.manual_folder(downloads)
-        if not folder or not (folder / 'collection.tsv').is_file():
-            folder = sources.fetch(ARCHIVE, downloads)
+        """The records, read from the archive."""
+        folder = sources.fetch(ARCHIVE, downloads)
         documents = (Record(*columns) for _, columns in _rows(folder / 'collection.tsv', 2))
         return {DOCUMENTS: documents} | {
             split: _queries(folder / f'queries.{name}.tsv', folder / f'qrels.{name}.tsv')

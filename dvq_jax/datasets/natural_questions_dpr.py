@@ -27,7 +27,8 @@ QUESTIONS = {
     ),
 }
 TEST = sources.Source(f'{_DPR}/data/retriever/nq-test.qa.csv')
-_CHUNK = 2**20  # characters of JSON read at once; a question has some 10⁵
+_TEST_QUESTIONS = 3610
+_CHUNK, _LONGEST = 2**20, 2**26  # characters of JSON: read at once, and of a question, which has some 10⁵
 
 
 class NaturalQuestionsDpr(Collection):
@@ -47,11 +48,21 @@ class NaturalQuestionsDpr(Collection):
         return {DOCUMENTS: documents, **judged, 'test': _test_questions(sources.fetch(TEST, downloads))}
 
 
+def _columns(path: pathlib.Path, number: int, line: str) -> list[str]:
+    """A tab-separated line; a column that has quotes is quoted, and its quotes are doubled."""
+    try:
+        return next(csv.reader([line], delimiter='\t'))
+    except csv.Error as error:
+        raise InputError(
+            f'{path}: line {number} is no line of columns ({error}); get the file again.'
+        ) from error
+
+
 def _passages(path: pathlib.Path) -> Iterator[Record]:
-    """Lines: id, text, title; a text that has quotes is quoted, and its quotes are doubled."""
+    """Lines: id, text, title, below a line that says so."""
     for number, line in sources.lines(path):
-        columns = next(csv.reader([line], delimiter='\t'))
-        if number == 1 and columns[0] == 'id':
+        columns = _columns(path, number, line)
+        if number == 1 and columns[:1] == ['id']:
             continue
         if len(columns) != 3 or not all(columns):
             raise InputError(f'{path}: line {number} is not an id, a text and a title; get the file again.')
@@ -62,29 +73,34 @@ def _passages(path: pathlib.Path) -> Iterator[Record]:
 def _questions(path: pathlib.Path, split: str) -> Iterator[Record]:
     for number, question in enumerate(_objects(path), start=1):
         try:
-            found = dict.fromkeys(passage['passage_id'] for passage in question['positive_ctxs'])
-            yield Record(
-                f'{split}{number}',
-                question['question'],
-                relevant=tuple(found),
-                answers=tuple(question['answers']),
-            )
+            text, answers = question['question'], question['answers']
+            found = [passage['passage_id'] for passage in question['positive_ctxs']]
         except (KeyError, TypeError) as error:
             raise InputError(
                 f'{path}: question {number} lacks {error}; get the file again, it is not as DPR writes it.'
             ) from error
+        if not text or not _are_words(answers) or not _are_words(found):
+            raise InputError(
+                f'{path}: question {number} has no text, or answers or passages that are no strings; get the '
+                'file again, it is not as DPR writes it.'
+            )
+        yield Record(f'{split}{number}', text, relevant=tuple(dict.fromkeys(found)), answers=tuple(answers))
+
+
+def _are_words(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and value for value in values)
 
 
 def _objects(path: pathlib.Path) -> Iterator[dict]:
     """The objects of a JSON array, one after another: all at once would take 20 GB."""
-    decoder, count, text = json.JSONDecoder(), 0, ''
+    decoder, count = json.JSONDecoder(), 0
     with sources.reading(path) as file:
         text = file.read(_CHUNK).lstrip().removeprefix('[')
-        while (text := text.lstrip(' \n\r\t,')) != ']':
+        while not (text := text.lstrip(' \n\r\t,')).startswith(']'):
             try:
                 value, end = decoder.raw_decode(text)
             except json.JSONDecodeError as error:
-                more = file.read(_CHUNK)
+                more = file.read(_CHUNK) if len(text) < _LONGEST else ''
                 if not more:
                     raise InputError(
                         f'{path}: is cut short or no JSON after question {count} ({error}); get it again.'
@@ -96,15 +112,21 @@ def _objects(path: pathlib.Path) -> Iterator[dict]:
 
 
 def _test_questions(path: pathlib.Path) -> Iterator[Record]:
-    """Lines: a question, a tab, a Python list of answers, quoted where it has quotes."""
+    """Lines: a question, and a Python list of answers."""
+    number = 0
     for number, line in sources.lines(path):
+        columns = _columns(path, number, line)
         try:
-            question, listed = next(csv.reader([line], delimiter='\t'))
+            question, listed = columns
             answers = ast.literal_eval(listed)
-            if not answers or not all(isinstance(answer, str) for answer in answers):
-                raise ValueError
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            question, answers = '', None
+        if not question or not answers or not _are_words(answers):
             raise InputError(
                 f'{path}: line {number} is not a question and a list of answers; get the file again.'
-            ) from error
+            )
         yield Record(f'test{number}', question, answers=tuple(answers))
+    if number != _TEST_QUESTIONS:  # no checksum is published
+        raise InputError(
+            f'{path}: has {number} questions and not {_TEST_QUESTIONS}; remove it, to download it again.'
+        )
