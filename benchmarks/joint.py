@@ -14,6 +14,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
 
 import ml_collections
+import numpy as np
 from absl import flags
 from tables import markdown
 
@@ -49,6 +50,18 @@ def _configs() -> dict[str, ml_collections.ConfigDict]:
     return configs
 
 
+def _times(workdir: pathlib.Path, batch_size: int) -> dict[str, float]:
+    """Seconds from the first measurement to the last, and the median of a step's; of a resumed run too."""
+    lines = [
+        json.loads(line) for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    ]
+    rates = [line['examples_per_second'] for line in lines if 'examples_per_second' in line]
+    return {
+        'train_seconds': lines[-1]['time'] - lines[0]['time'],
+        'step_seconds': batch_size / float(np.median(rates)),
+    }
+
+
 def main() -> None:
     """Runs the rows that are missing, then prints the table."""
     out = pathlib.Path(_OUT.value)
@@ -70,11 +83,11 @@ def main() -> None:
         if name in rows:
             continue
         workdir = str(pathlib.Path(_WORKDIR.value) / name.replace(', ', '_'))
-        seconds = train.train(config, workdir)['seconds']
+        train.train(config, workdir)
         measured = evaluate.evaluate_trained(
             *evaluate.open_trained(workdir, 'best'), queries, nprobe=[config.eval.nprobe, config.index.lists]
         )
-        rows[name] = {'nprobe': measured['nprobe'], 'train_seconds': seconds}
+        rows[name] = {'nprobe': measured['nprobe'], **_times(pathlib.Path(workdir), config.data.batch_size)}
         with files.atomic_file(out) as aside:
             aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(markdown(rows))
