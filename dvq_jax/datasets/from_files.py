@@ -27,7 +27,7 @@ class FromFiles(Collection):
       collection: its name, a word; TFDS keeps what is built under it and a digest of the files.
       texts: for each split, one of which is `documents`, a .tsv of ids and texts.
       qrels: for splits of queries, TREC qrels.
-      embeddings: for every split or none, a file that `data.open_embeddings` knows, in the rows of the texts.
+      embeddings: for every split or none, a file that `data.open_embeddings` knows, a row a text.
       **kwargs: as TFDS's builders take them, `data_dir`.
 
     Raises:
@@ -97,9 +97,14 @@ class FromFiles(Collection):
         """What every collection has, and embeddings where they are given."""
         if not self._embeddings:
             return super().features()
-        docs = self._embeddings[DOCUMENTS]
-        embedding = tfds.features.Tensor(shape=docs.shape[1:], dtype=docs.dtype, encoding='bytes')
+        dim = self._embeddings[DOCUMENTS].shape[1]
+        embedding = tfds.features.Tensor(shape=(dim,), dtype=self._dtype, encoding='bytes')
         return super().features() | {'embedding': embedding}
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """Of all embeddings: float16 documents and float32 queries are float32."""
+        return np.result_type(*self._embeddings.values())
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
         """The records of the files."""
@@ -119,4 +124,6 @@ class FromFiles(Collection):
     def examples(self, split: str, found: Iterable[Record]) -> Iterator[dict[str, Any]]:
         """The examples of a split, with embeddings where they are given."""
         for row, example in enumerate(super().examples(split, found)):
-            yield example | ({'embedding': self._embeddings[split][row]} if self._embeddings else {})
+            if self._embeddings:
+                example['embedding'] = self._embeddings[split][row].astype(self._dtype)
+            yield example
