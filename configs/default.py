@@ -75,6 +75,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.tower.transformer = ml_collections.ConfigDict()
     config.tower.transformer.model = ''  # the encoder's folder, in Hugging Face's format
     config.tower.transformer.max_length = 32  # of a query, in tokens
+    config.tower.transformer.pooling = config_dict.placeholder(str)  # 'cls', 'mean', 'max'; else the folder's
+    config.tower.transformer.normalize = config_dict.placeholder(bool)
+    config.tower.transformer.prefix = config_dict.placeholder(str)  # before each query
     config.tower.transformer.dtype = 'float32'  # or 'bfloat16'
     config.tower.transformer.remat = False  # hidden states computed again, not kept, for the gradient
 

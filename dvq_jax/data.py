@@ -195,8 +195,8 @@ def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Seque
         for name, known, what in ((query, query_rows, 'query'), (doc, doc_rows, 'document')):
             if name not in known:
                 raise InputError(
-                    f'{path}: line {number} names the {what} {name!r}, which has no embedding; drop the line '
-                    f'or give the file of ids that belong to the {what} embeddings.'
+                    f'{path}: line {number} names the {what} {name!r}, which is not among the ids; drop the '
+                    f'line, or give the {what} ids that belong to it.'
                 )
         if relevance > 0:
             positives[query_rows[query]].add(doc_rows[doc])
@@ -264,5 +264,7 @@ def _lines(path: str | os.PathLike) -> Iterator[str]:
     try:
         with open(path, encoding='utf-8') as file:
             yield from file
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); give a text file.') from error
+    except UnicodeDecodeError as error:
         raise InputError(f'{path}: cannot be read as UTF-8 text ({error}); give a text file.') from error

@@ -10,7 +10,9 @@ import functools
 import hashlib
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from dvq_jax.progress import Progress
 from dvq_jax.texts import Texts
 from dvq_jax.transformer import Transformer
 
+_COMPARED, _ALIKE = 64, 0.99  # queries that an encoder is tried on, and how near it has to come
 _BLOCK = 2**15  # texts that are finished together
 _TOKENS_ON_HOST, _TOKENS = 4096, 32_768  # in a device's batch
 # That texts are padded to, and multiples of the last: near each other where most texts are.
@@ -108,6 +111,27 @@ class Embedder:
             vectors[rows] = np.asarray(made).reshape(-1, vectors.shape[1])[: len(rows)]
             if progress is not None:
                 progress.add(len(rows))
+
+
+def compare(encoder: huggingface.Encoder, examples: Sequence[dict[str, Any]]) -> None:
+    """Says on stderr where an encoder is not the one that made the embeddings of queries.
+
+    Args:
+      encoder: from `huggingface.load`.
+      examples: of a dataset with texts; the first of them are tried.
+    """
+    tried = [examples[row] for row in range(min(_COMPARED, len(examples)))]
+    vectors = np.stack([example['embedding'] for example in tried])
+    made = Embedder(encoder)([example['text'] for example in tried])
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(made, axis=1)
+    alike = float(np.mean(np.sum(vectors * made, axis=1) / np.maximum(norms, 1e-12)))
+    if alike < _ALIKE:
+        print(
+            f'{encoder.folder}: its vectors are not those of the dataset (cosine {alike:.3f}); encoder, '
+            'pooling, normalize, prefix and max_length should be those that encoded the queries',
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Embedding:

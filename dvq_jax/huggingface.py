@@ -149,7 +149,8 @@ def write(out: pathlib.Path, encoder: Encoder) -> None:
     for name, path, turned in _names(encoder.module.shape):
         value = np.asarray(_at(encoder.params, path), np.float32)
         tensors[prefix + name] = np.ascontiguousarray(value.T if turned else value)
-    safetensors.numpy.save_file(tensors, out / WEIGHTS, metadata={'format': 'pt'})
+    # Its own `save_file` makes a file that nobody else may read.
+    (out / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={'format': 'pt'}))
     module, kinds = encoder.module, ['Transformer', 'Pooling']
     kinds += ['Normalize'] if module.normalize else []
     modules = [

@@ -125,10 +125,12 @@ class Index:
           [q, D] float32, as `search` takes them.
 
         Raises:
-          InputError: the index has no encoder, or its packages are not installed.
+          InputError: the index has no encoder, its packages are not installed, or texts are no strings.
         """
         if self._encoder is None:
             raise InputError('the index has no text encoder; export it with --encoder=FOLDER.')
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f'texts are {texts!r:.60}; give a list of strings.')
         return self._embedder(list(texts))
 
     @functools.cached_property

@@ -25,7 +25,6 @@ from dvq_jax.run import Run, blank_state, flatten, initial_tower, tower_of
 from dvq_jax.train_step import TrainState, init_state
 from dvq_jax.types import IndexParams
 
-_COMPARED, _ALIKE = 64, 0.99  # queries that an encoder is tried on, and how near it has to come
 _MAY_DIFFER = (
     'data.dataset',
     'data.placement',
@@ -126,21 +125,6 @@ def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainSta
     return init_state(index, tower_params, run.optimizer), lists
 
 
-def _compare_encoder(run: Run, tower: towers.Tower) -> None:
-    """Says so where the encoder to be trained is not the one that made the queries' embeddings."""
-    queries = run.queries.embeddings[:_COMPARED]
-    made = towers.apply(tower, queries, run.queries.texts[:_COMPARED])
-    norms = np.linalg.norm(queries, axis=1) * np.linalg.norm(made, axis=1)
-    alike = float(np.mean(np.sum(queries * made, axis=1) / np.maximum(norms, 1e-12)))
-    if alike < _ALIKE:
-        print(
-            f'{tower.args["model"]}: its vectors are not those of the dataset (cosine {alike:.3f}); model, '
-            'pooling, prefix and max_length should be those that encoded the queries',
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Start:
     """What a run begins with.
@@ -209,9 +193,12 @@ def starting_point(run: Run) -> Start:
     (run.workdir / evaluate.DONE).unlink(missing_ok=True)
     tower = tower_of(run.config.to_dict())
     if saved is None:
+        if towers.reads_text(tower.name):
+            from dvq_jax import embed
+
+            embed.compare(towers.encoder(tower), run.dataset.dev)
         state, lists = _first_state(run, example)
         if towers.reads_text(tower.name):
-            _compare_encoder(run, tower)
             checkpoint.write_encoder(run.workdir, tower)
         digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
         return Start(state=state, lists=lists, about=_about(run, digest))

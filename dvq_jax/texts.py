@@ -3,7 +3,7 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -81,6 +81,40 @@ class Texts:
         """The SHA-256 of the file."""
         with open(self._path, 'rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def find(path: str | os.PathLike, ids: Collection[str]) -> dict[str, list[str]]:
+    """The texts of some ids, of a file that may be larger than memory.
+
+    Args:
+      path: the file, as `Texts` reads it.
+      ids: of the texts wanted.
+
+    Returns:
+      For each id the columns after it, the text last.
+
+    Raises:
+      InputError: no such file, an id that is not in it, or a line without a text.
+    """
+    wanted = {name.encode(): name for name in ids}
+    found = {}
+    try:
+        with open(path, 'rb') as file:
+            for number, line in enumerate(file, start=1):
+                name, *columns = line.rstrip(b'\r\n').split(b'\t')
+                if name in wanted:
+                    if not columns:
+                        raise InputError(
+                            f'{path}: line {number} has no text after an id and a tab; write both.'
+                        )
+                    found[wanted[name]] = [column.decode('utf-8', 'replace') for column in columns]
+    except OSError as error:
+        raise InputError(
+            f'{path}: cannot be read ({error.strerror}); give a .tsv of ids and texts.'
+        ) from error
+    if missing := set(ids) - found.keys():
+        raise InputError(f'{path}: has no document {min(missing)!r}; give the documents that were searched.')
+    return found
 
 
 def _chunks(path: pathlib.Path) -> Iterator[bytes]:

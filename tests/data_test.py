@@ -152,7 +152,7 @@ def test_read_ids_rejects(tmp_path, text, message):
 def test_text_files_that_cannot_be_read(tmp_path):
     (tmp_path / 'latin.tsv').write_bytes(b'a\n\xe9\n')
     for name in ('latin.tsv', 'none.tsv', '.'):
-        with pytest.raises(InputError, match='cannot be read as UTF-8 text'):
+        with pytest.raises(InputError, match=f'{name}: cannot be read'):
             data.read_ids(tmp_path / name, 2)
 
 

@@ -77,7 +77,7 @@ def test_a_collection_is_never_that_of_older_files(own, tmp_path):
     ('change', 'said'),
     [
         ({'texts': {'train': 'train.tsv'}}, r"texts of \['train'\] are given; give those of documents too"),
-        ({'qrels': {'train': 'nowhere'}}, 'nowhere: is not a file; give TREC qrels'),
+        ({'qrels': {'train': 'nowhere'}}, 'nowhere: cannot be read'),
         ({'texts': {'documents': 'docs.tsv', 'all': 'train.tsv'}}, "texts are given for a split 'all'"),
         ({'qrels': {'dev': 'qrels.txt'}}, "qrels are given for 'dev', which has no texts of queries"),
         ({'embeddings': {'documents': 'docs.npy'}}, r"embeddings are given for \['documents'\] and texts"),
@@ -111,16 +111,26 @@ def command(folder, *flags):
     )
 
 
-def test_the_command_builds_and_writes_texts_without_tensorflow(own):
+def test_the_command_builds_without_tensorflow(own):
     flags = ['--name=from_files', '--collection=mine', '--qrels=train:qrels.txt']
-    done = command(own, *flags, '--texts=documents:docs.tsv,train:train.tsv', '--out=texts')
+    done = command(own, *flags, '--texts=documents:docs.tsv,train:train.tsv')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)['examples'] == {'documents': 3, 'train': 2}
-    assert {path.name: path.read_text() for path in (own / 'texts').iterdir()} == {
-        'docs.tsv': FILES['docs.tsv'],
-        'train_queries.tsv': FILES['train.tsv'],
-        'train_qrels.txt': 'q0 0 d2 1\n',
-    }
+    source = tfds.builder_from_directory(own / json.loads(done.stdout)['dataset']).as_data_source('train')
+    assert [query['relevant'] for query in source] == [[b'd2'], []]
+
+
+def test_the_command_writes_texts(own):
+    code = ''.join(f'def f{n}():\n    """Gives the number {n}."""\n    return {n}\n\n' for n in range(30))
+    write(own / 'src', {'a.py': code})
+    done = command(own, '--name=pydoc_search', '--source=src', '--out=texts')
+    assert done.returncode == 0, done.stderr
+    assert (own / 'texts' / 'docs.tsv').read_text().splitlines()[3] == 'a.f3\tdef f3(): return 3'
+    queries = [(own / 'texts' / f'{split}_queries.tsv').read_text() for split in ('train', 'dev')]
+    assert 'a.f3\tGives the number 3.\n' in ''.join(queries)
+    assert 'a.f3 0 a.f3 1\n' in ''.join(
+        (own / 'texts' / f'{split}_qrels.txt').read_text() for split in ('train', 'dev')
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,6 +143,8 @@ def test_the_command_builds_and_writes_texts_without_tensorflow(own):
             ['--name=pydoc_search', '--manual_dir=.'],
             'is of msmarco_passage and natural_questions_dpr, not of',
         ),
+        (['--name=from_files', '--collection=c', '--texts=documents:docs.tsv', '--out=o'], '--out is of'),
+        (['--name=msmarco_passage', '--manual_dir=.'], '.: has no collectionandqueries.tar.gz; put it there'),
         (['--name=msmarco_passage', '--data_dir=docs.tsv'], 'docs.tsv: cannot write there'),
         (['--name=msmarco_passage', '--out=docs.tsv/texts'], 'docs.tsv: cannot write there'),
         (['--name=msmarco_passage', '--source=x'], '--source is of pydoc_search, not of msmarco_passage'),

@@ -125,6 +125,10 @@ def test_the_trained_encoder_goes_with_the_index(joint):
     text = [f'--text={joint / "queries.tsv"}', f'--qrels={joint / "qrels.txt"}', '--nprobe=4']
     served = succeed('search', f'--index={joint / "JOINT"}', *text, f'--out={joint / "joint.trec"}')
     assert measured['nprobe']['4']['R@100'] == pytest.approx(served['R@100'], abs=0.02)
+    # Embeddings of the encoder before it was trained are another matter.
+    vectors = [f'--queries={joint / "queries.npy"}', f'--out={joint / "other.trec"}', '--nprobe=4']
+    done = command('search', f'--index={joint / "JOINT"}', *vectors)
+    assert done.returncode == 0 and 'its query encoder was trained with it' in done.stderr
 
 
 def test_a_run_may_be_evaluated_when_the_first_folder_is_gone(joint, tmp_path):
@@ -154,9 +158,15 @@ def test_another_encoder_than_the_teacher_is_mentioned(joint, tmp_path, capfd):
     run = config_of(joint / 'TEXTS', joint / 'E', **{'train.steps': 0})
     train(run, str(tmp_path / 'same'))
     assert 'are not those of the dataset' not in capfd.readouterr().err
-    run.tower.transformer.max_length = 4
-    train(run, str(tmp_path / 'cut'))
+    run.tower.transformer.prefix = 'the list '
+    train(run, str(tmp_path / 'prefixed'))
     assert 'are not those of the dataset' in capfd.readouterr().err
+    run.tower.name = 'linear'
+    train(run, str(tmp_path / 'linear'))
+    export = [f'--workdir={tmp_path / "linear"}', f'--encoder={joint / "E"}']
+    assert 'are not those' not in command('export', *export, f'--out={tmp_path / "A"}').stderr
+    other = command('export', *export, '--prefix=the list ', f'--out={tmp_path / "B"}')
+    assert other.returncode == 0 and 'are not those of the dataset' in other.stderr
 
 
 def test_texts_are_asked_for(joint, tmp_path):

@@ -1,6 +1,7 @@
 import inspect
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -237,11 +238,16 @@ def test_ask(written):
 def test_ask_refuses_what_it_cannot_answer(written, tmp_path):
     folder, _ = written
     index = f'--index={folder / "index"}'
-    (tmp_path / 'docs.tsv').write_text('one column\n')
+    shutil.copytree(folder / 'data' / 'lsa', tmp_path / 'lsa')
+    lines = (folder / 'data' / 'docs.tsv').read_text().splitlines()
+    (tmp_path / 'docs.tsv').write_text(''.join(f'{line.split(chr(9))[0]}\ttext\n' for line in lines))
     for args, sentence in (
         ([f'--data={folder / "data"}', '--question=zyxw'], 'use other words'),
-        ([f'--data={folder / "none"}'], 'cannot be read'),
+        ([f'--data={folder / "none"}'], 'not a saved LSA embedding'),
         ([f'--data={tmp_path}'], 'not a list of functions'),
+        (['--question=json'], 'give --documents, of an index with a text encoder, or --data'),
+        ([f'--documents={tmp_path / "docs.tsv"}'], '--question is not given'),
+        ([f'--documents={tmp_path / "docs.tsv"}', '--question=json'], 'has no text encoder'),
     ):
         code, stdout, stderr = run('ask', index, *args)
         assert code == 2 and sentence in stderr and not stdout and 'Traceback' not in stderr

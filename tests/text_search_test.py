@@ -80,6 +80,29 @@ def test_an_index_answers_in_python(folder):
     wanted, names = index.search(np.load(folder / 'docs.npy')[7:8], k=3, nprobe=8)
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
     assert ids.tolist() == names.tolist()
+    for texts in ('the list', [3]):
+        with pytest.raises(InputError, match='give a list of strings'):
+            index.search_text(texts)
+
+
+def test_a_question_is_answered_with_texts(folder):
+    documents, question = folder / 'docs.tsv', 'the list of a query'
+    asked = [f'--index={folder / "INDEX"}', f'--documents={documents}', f'--question={question}']
+    done = command('ask', *asked, '--nprobe=8')
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])['answers'][question]
+    _, ids = dvq_jax.open_index(folder / 'INDEX').search_text([question], k=5, nprobe=8)
+    texts = dict(line.split('\t') for line in documents.read_text().splitlines())
+    assert [(answer['id'], answer['text']) for answer in answers] == [(name, texts[name]) for name in ids[0]]
+    assert f'        {texts[ids[0][0]][:100]}' in done.stdout.splitlines()
+    (folder / 'others.tsv').write_text('x\ttext\n')
+    refused = command('ask', asked[0], f'--documents={folder / "others.tsv"}', '--question=the list')
+    assert refused.returncode == 2 and 'others.tsv: has no document' in refused.stderr
+
+
+def test_files_of_the_encoder_may_be_read_by_those_who_may_read_the_index(folder):
+    modes = {path.stat().st_mode for path in (folder / 'INDEX').rglob('*') if path.is_file()}
+    assert len(modes) == 1
 
 
 def test_documents_are_added_and_the_encoder_stays(folder, tmp_path):
@@ -115,6 +138,11 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     both = [f'--queries={folder / "queries.npy"}', f'--text={folder / "queries.tsv"}']
     refused = command('search', f'--index={folder / "INDEX"}', *both, f'--out={tmp_path / "run"}')
     assert refused.returncode == 2 and 'give --queries, perhaps with --query_ids, or --text' in refused.stderr
+    refused = command('export', f'--workdir={folder / "W"}', '--pooling=cls', f'--out={tmp_path / "I"}')
+    assert refused.returncode == 2 and '--pooling is of --encoder, which is not given' in refused.stderr
+    texts = [f'--model={folder / "E"}', f'--text={folder / "queries.tsv"}']
+    refused = command('encode', *texts, f'--out={tmp_path / "x.npz"}')
+    assert refused.returncode == 2 and 'embeddings are written as .npy' in refused.stderr
     refused = command(
         'export', f'--workdir={folder / "W"}', f'--encoder={tmp_path / "E"}', f'--out={tmp_path / "I"}'
     )

@@ -1,6 +1,7 @@
 """The commands: `python -m dvq_jax.cli.NAME`. Each is a short main; the work is in the libraries."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,22 +10,26 @@ from absl import app, flags, logging
 from dvq_jax.errors import InputError
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception, about: str = '') -> None:
     # ml_collections wraps a KeyError, whose own text is the repr of what it has to say.
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error.args[0] if isinstance(error, KeyError) else error)
-    print(f'error: {" ".join(message.split())}', file=sys.stderr)
+    print(f'error: {about}{" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for path in (word.removeprefix('--config=') for word in argv if word.startswith('--config=')):
+        if not os.path.isfile(path.partition(':')[0]):  # what follows a colon goes to the config
+            _fail(InputError(f'--config={path}: no such file; configs/default.py is one, of this folder.'))
     try:
         rest = flags.FLAGS(argv)
-    # A config flag is read while flags are parsed, and says what is wrong with a field, a value or its file
-    # by these.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    except (flags.Error, ImportError) as error:
         _fail(error)
+    # A config flag is read while flags are parsed, and says by these what is wrong with a field or a value.
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(error, 'a --config flag is wrong: ')
     if len(rest) > 1:
         _fail(InputError(f'unexpected argument {rest[1]!r}; flags are written --name=value.'))
     return rest
@@ -44,6 +49,9 @@ def run(main: Callable[[], dict | None]) -> None:
             result = main()
         except InputError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            sys.exit(130)
         if result is not None:
             print(json.dumps(result), flush=True)
 

@@ -34,7 +34,7 @@ _NAME = flags.DEFINE_enum('name', None, list(_BUILDERS), 'Which.', required=True
 _OUT = flags.DEFINE_string('out', None, 'The folder to write texts to; it must not exist.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, "Where TFDS keeps data; else TFDS's own default.")
 _MANUAL_DIR = flags.DEFINE_string(
-    'manual_dir', None, 'A folder with published files, under their names, that need no download.'
+    'manual_dir', None, 'A folder with the published files, under their names, instead of downloads.'
 )
 _SOURCE = flags.DEFINE_multi_string(
     'source', [], "Of pydoc_search: folders of Python sources; else the interpreter's standard library."
@@ -80,6 +80,8 @@ def main() -> dict:
     """Builds and writes; says what was written."""
     begin = time.monotonic()
     if _OUT.value:
+        if _NAME.value == 'from_files':
+            raise InputError('--out is of collections that are not from such files; leave it out.')
         files.make_folder(files.check_new(_OUT.value).parent)
     if _MANUAL_DIR.value and not pathlib.Path(_MANUAL_DIR.value).is_dir():
         raise InputError(f'--manual_dir={_MANUAL_DIR.value}: is not a folder; give one, or leave it out.')

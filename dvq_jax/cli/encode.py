@@ -18,6 +18,7 @@ from dvq_jax.texts import Texts
 _MODEL = flags.DEFINE_string('model', None, "The encoder: a folder in Hugging Face's format.", required=True)
 _TEXT = flags.DEFINE_list('text', None, 'A .tsv of ids and texts, or several.', required=True)
 _OUT = flags.DEFINE_list('out', None, 'The embeddings, a .npy to write for each.', required=True)
+flags.adopt_module_key_flags(encoders)
 _DTYPE = flags.DEFINE_enum('dtype', 'float16', ['float16', 'float32'], 'Of the embeddings.')
 
 
@@ -27,6 +28,9 @@ def main() -> dict:
     processes.join()
     if len(_TEXT.value) != len(_OUT.value):
         raise InputError(f'--text names {len(_TEXT.value)} files and --out {len(_OUT.value)}; give as many.')
+    for out in _OUT.value:
+        if pathlib.Path(out).suffix != '.npy':
+            raise InputError(f'--out={out}: embeddings are written as .npy; name it so.')
     encoder = encoders.load(_MODEL.value)
     from dvq_jax import embed
 

@@ -14,7 +14,9 @@ _POOLING = flags.DEFINE_enum(
     "The encoder's hidden states to one vector; else as its folder says.",
 )
 _NORMALIZE = flags.DEFINE_bool('normalize', None, 'Its vectors to unit norm; else as its folder says.')
-_MAX_LENGTH = flags.DEFINE_integer('max_length', None, 'Of a text, in tokens; else as its folder says.')
+_MAX_LENGTH = flags.DEFINE_integer(
+    'max_length', None, 'Of a text, in tokens; else as its folder says.', lower_bound=3
+)
 _PREFIX = flags.DEFINE_string('prefix', None, "Before each text, such as 'query: '; else as its folder says.")
 _COMPUTE = flags.DEFINE_enum('compute', 'float32', ['float32', 'bfloat16'], "The encoder's arithmetic.")
 
@@ -31,3 +33,9 @@ def load(path: str) -> 'Encoder':
         prefix=_PREFIX.value,
         dtype=_COMPUTE.value,
     )
+
+
+def given() -> str | None:
+    """The first of these flags that differs from its default, by name."""
+    of_encoders = (_POOLING, _NORMALIZE, _MAX_LENGTH, _PREFIX, _COMPUTE)
+    return next((flag.name for flag in of_encoders if flag.value != flag.default), None)

@@ -39,6 +39,7 @@ _ENCODER = flags.DEFINE_string(
     'encoder', None, 'The folder of the text encoder, to go with the index: it can then be searched by text.'
 )
 _OUT = flags.DEFINE_string('out', None, 'The index: a folder to create.', required=True)
+flags.adopt_module_key_flags(encoders)
 
 
 def main() -> dict:
@@ -50,12 +51,18 @@ def main() -> dict:
         raise InputError('--reorder, --lookup and --docids_pickle are for --format=scann; leave them out.')
     files.make_folder(out.parent)
     encoder = encoders.load(_ENCODER.value) if _ENCODER.value else None
+    if encoder is None and (given := encoders.given()):
+        raise InputError(f'--{given} is of --encoder, which is not given; give both, or leave it out.')
     trained, source = evaluate.open_trained(_WORKDIR.value, _STEP.value)
     tower = trained.tower
     if towers.reads_text(tower.name):
         if encoder is not None:
             raise InputError(f'--encoder: {_WORKDIR.value} has trained an encoder of its own; leave it out.')
-        tower, encoder = towers.Tower(), towers.encoder(tower)
+        tower, encoder = towers.Tower(tower.name), towers.encoder(tower)
+    elif encoder is not None and source.texts:
+        from dvq_jax import embed
+
+        embed.compare(encoder, source.dev)
     write = _writer(corpus=source.corpus, codewords=trained.params.codebooks.shape[1])
     written = write(
         out,

@@ -7,7 +7,7 @@ Says MRR@10 and Success@k, the share of queries with a right passage among the f
 
 from absl import flags
 
-from dvq_jax import data, files, metrics
+from dvq_jax import data, files, metrics, texts
 from dvq_jax.cli import run
 from dvq_jax.datasets import answers, sources
 from dvq_jax.errors import InputError
@@ -26,29 +26,13 @@ _OUT = flags.DEFINE_string('out', None, 'TREC qrels of what the run found, a fil
 def _read_answers(path: str) -> dict[str, list[str]]:
     found = {}
     for number, line in sources.lines(path):
-        query, *texts = line.split('\t')
-        if not query or not any(texts):
+        query, *given = line.split('\t')
+        if not query or not any(given):
             raise InputError(f'{path}: line {number} has no answer after an id and a tab; write one.')
         if query in found:
             raise InputError(f'{path}: line {number} repeats the id {query!r}; put all answers on one line.')
-        found[query] = texts
+        found[query] = given
     return found
-
-
-def _read_passages(path: str, wanted: set[str]) -> dict[str, str]:
-    """The texts of some documents, of a file that is larger than memory."""
-    passages = {}
-    for number, line in sources.lines(path):
-        name, *columns = line.split('\t')
-        if name in wanted:
-            if not columns:
-                raise InputError(f'{path}: line {number} has no text after an id and a tab; write both.')
-            passages[name] = columns[-1]
-    if missing := wanted - passages.keys():
-        raise InputError(
-            f'{path}: has no document {min(missing)!r}, which {_RUN.value} names; give its documents.'
-        )
-    return passages
 
 
 def main() -> dict:
@@ -59,7 +43,8 @@ def main() -> dict:
     found = {query: docs for query, docs in found.items() if query in wanted}
     if not found:
         raise InputError(f'{_ANSWERS.value}: has no query of {_RUN.value}; give the answers to its queries.')
-    passages = _read_passages(_DOCUMENTS.value, {name for docs in found.values() for name in docs})
+    columns = texts.find(_DOCUMENTS.value, {name for docs in found.values() for name in docs})
+    passages = {name: values[-1] for name, values in columns.items()}
     qrels = answers.judge(found, wanted, passages)
     if _OUT.value:
         with files.atomic_file(_OUT.value) as aside, open(aside, 'w', encoding='utf-8') as file:

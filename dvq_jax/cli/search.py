@@ -6,14 +6,16 @@ python -m dvq_jax.cli.search --index=INDEX --queries=q.npy --query_ids=q.tsv --k
 With --text=q.tsv instead of --queries and --query_ids the index embeds the queries itself.
 """
 
+import sys
 import time
 
 import numpy as np
 from absl import flags
 
-from dvq_jax import data, files, metrics
+from dvq_jax import data, files, metrics, towers
 from dvq_jax.cli import run
 from dvq_jax.errors import InputError
+from dvq_jax.export import beside
 from dvq_jax.index import Index, open_index
 from dvq_jax.texts import Texts
 
@@ -38,6 +40,13 @@ def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
     if (_QUERIES.value is None) == (_TEXT.value is None) or (_TEXT.value and _QUERY_IDS.value):
         raise InputError('give --queries, perhaps with --query_ids, or --text, which has both.')
     if _QUERIES.value:
+        if towers.reads_text(index.manifest.tower):
+            print(
+                f'{_INDEX.value}: its query encoder was trained with it, embeddings of another find less; '
+                f'give --text, or embed the queries by {_INDEX.value}/{beside.ENCODER}',
+                file=sys.stderr,
+                flush=True,
+            )
         queries = data.open_embeddings(_QUERIES.value)
         return queries, data.read_ids(_QUERY_IDS.value, len(queries))
     texts = Texts(_TEXT.value)

@@ -15,12 +15,13 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from dvq_jax import files, records
+from dvq_jax.datasets.sources import Source
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 
@@ -52,6 +53,7 @@ class Collection(FileReaderBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'The first.'}  # noqa: RUF012, it is TFDS's name
     DESCRIPTION = ''
+    PUBLISHED: ClassVar[tuple[Source, ...]] = ()  # files that it is built from
 
     def __init__(self, **kwargs: Any):
         super().__init__(file_format=records.FORMAT, **kwargs)
@@ -107,12 +109,18 @@ def prepare(builder: Collection, *, manual_dir: str | None = None) -> None:
 
     Args:
       builder: of a collection.
-      manual_dir: a folder with files that need no download, under the names that they are published under.
+      manual_dir: a folder with all published files, under the names that they are published under; None
+        downloads.
 
     Raises:
       InputError: a file cannot be had, is not the one that was published, or has a line that is not of its
         form; a split is empty; or TFDS's folder cannot be written to.
     """
+    for source in builder.PUBLISHED if manual_dir else ():
+        if not (pathlib.Path(manual_dir) / source.name).is_file():
+            raise InputError(
+                f'{manual_dir}: has no {source.name}; put it there, or leave --manual_dir out to download it.'
+            )
     files.make_folder(builder.data_dir_root)
     # TFDS tells on stdout what it does, where a command's result belongs.
     with contextlib.redirect_stdout(sys.stderr):

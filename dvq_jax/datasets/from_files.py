@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -65,11 +64,12 @@ class FromFiles(Collection):
                 f'embeddings are given for {sorted(embeddings)} and texts for {sorted(texts)}; give both for '
                 'the same splits, or no embeddings.'
             )
-        for path in self._qrels.values():
-            if not pathlib.Path(path).is_file():
-                raise InputError(f'{path}: is not a file; give TREC qrels, or leave them out.')
         self._texts = {split: Texts(path) for split, path in texts.items()}
         self._ids = {split: data.read_ids(texts[split], len(read)) for split, read in self._texts.items()}
+        self._relevant = {
+            split: data.read_qrels(path, self._ids[split], self._ids[DOCUMENTS])
+            for split, path in self._qrels.items()
+        }
         self._paths = dict(embeddings or {})
         self._embeddings = self._open()
         super().__init__(config=tfds.core.BuilderConfig(name=f'{collection}_{self._digest()}'), **kwargs)
@@ -112,13 +112,11 @@ class FromFiles(Collection):
         return {split: self._read(split) for split in self._texts}
 
     def _read(self, split: str) -> Iterator[Record]:
-        ids, relevant = self._ids[split], None
-        if split in self._qrels:
-            relevant = data.read_qrels(self._qrels[split], ids, self._ids[DOCUMENTS])
+        ids, docs, relevant = self._ids[split], self._ids[DOCUMENTS], self._relevant.get(split)
         for start in range(0, len(ids), _BLOCK):
             rows = slice(start, min(start + _BLOCK, len(ids)))
             for row, text in enumerate(self._texts[split].read(rows), start=start):
-                found = () if relevant is None else tuple(self._ids[DOCUMENTS][doc] for doc in relevant[row])
+                found = () if relevant is None else tuple(docs[doc] for doc in relevant[row])
                 yield Record(ids[row], text, relevant=found)
 
     def examples(self, split: str, found: Iterable[Record]) -> Iterator[dict[str, Any]]:

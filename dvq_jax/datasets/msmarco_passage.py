@@ -24,6 +24,7 @@ class MsmarcoPassage(Collection):
     """The builder `msmarco_passage`: documents, train, dev."""
 
     DESCRIPTION = 'MS MARCO passage ranking: passages, queries, and which passage answers which query.'
+    PUBLISHED = (ARCHIVE,)
     MANUAL_DOWNLOAD_INSTRUCTIONS = f'Optional: {ARCHIVE.name}.'
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:

@@ -35,9 +35,8 @@ class NaturalQuestionsDpr(Collection):
     """The builder `natural_questions_dpr`: documents, train, dev, test."""
 
     DESCRIPTION = 'Natural Questions over 21 million passages of Wikipedia, as DPR has prepared it.'
-    MANUAL_DOWNLOAD_INSTRUCTIONS = 'Optional: ' + ', '.join(
-        source.name for source in (PASSAGES, *QUESTIONS.values(), TEST)
-    )
+    PUBLISHED = (PASSAGES, *QUESTIONS.values(), TEST)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'Optional: ' + ', '.join(source.name for source in PUBLISHED)
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
         """The records, from the published files."""

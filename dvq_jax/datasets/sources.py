@@ -109,7 +109,11 @@ def reading(path: str | os.PathLike) -> Iterator[TextIO]:
             io.TextIOWrapper(file, encoding='utf-8', newline='\n') as text,
         ):
             yield text
-    except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(
+            f'{path}: cannot be read ({error.strerror or error}); get the file again.'
+        ) from error
+    except (EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
         raise InputError(f'{path}: cannot be read as UTF-8 text ({error}); get the file again.') from error
 
 

@@ -62,6 +62,8 @@ def read(path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) 
     if _kind(rotation) != ((dim, dim), np.float32):
         raise InputError(f'{path}: does not hold a {dim} by {dim} rotation; export the index again.')
     params = traverse_util.unflatten_dict(arrays, sep='/').get('tower', {})
+    if towers.reads_text(name):
+        return rotation, Tower(name)
     module = towers.build(name, **args)
     expected = jax.eval_shape(lambda: towers.initial_params(module, dim, seed=0))
     if jax.tree.map(_kind, params) != jax.tree.map(_kind, expected):
@@ -82,10 +84,11 @@ class QueryTransform:
 
     Args:
       rotation: [D, D] float32.
-      tower: the query tower.
+      tower: the query tower; one that reads text is the index's encoder, and has had its turn.
     """
 
     def __init__(self, *, rotation: np.ndarray, tower: Tower):
+        tower = Tower() if towers.reads_text(tower.name) else tower
         module = towers.build(tower.name, **tower.args)
         self._matrix, self._adapt = np.asarray(rotation, np.float32), None
         if module.is_linear:
