@@ -249,7 +249,7 @@ def test_ask_refuses_what_it_cannot_answer(written, tmp_path):
         ([f'--documents={tmp_path / "docs.tsv"}'], '--question is not given'),
         ([f'--documents={tmp_path / "docs.tsv"}', '--question=json'], 'has no text encoder'),
     ):
-        code, stdout, stderr = run('ask', index, *args)
+        code, stdout, stderr = run('ask', index, '--nprobe=4', *args)
         assert code == 2 and sentence in stderr and not stdout and 'Traceback' not in stderr
 
 

@@ -96,7 +96,8 @@ def test_a_question_is_answered_with_texts(folder):
     assert [(answer['id'], answer['text']) for answer in answers] == [(name, texts[name]) for name in ids[0]]
     assert f'        {texts[ids[0][0]][:100]}' in done.stdout.splitlines()
     (folder / 'others.tsv').write_text('x\ttext\n')
-    refused = command('ask', asked[0], f'--documents={folder / "others.tsv"}', '--question=the list')
+    others = f'--documents={folder / "others.tsv"}'
+    refused = command('ask', asked[0], others, '--question=the list', '--nprobe=8')
     assert refused.returncode == 2 and 'others.tsv: has no document' in refused.stderr
 
 
