@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dvq_jax import dataset
+from dvq_jax import dataset, records
 from dvq_jax.errors import InputError
 
 Q, N, D, K = 90, 50, 6, 5
@@ -124,7 +124,7 @@ def test_no_dev_queries(made, tmp_path):
 
 def test_many_shards_read_as_one(made, tmp_path, monkeypatch):
     _, corpus, given = made
-    monkeypatch.setattr(dataset, '_SHARD', 40)
+    monkeypatch.setattr(records, '_SHARD', 40)
     np.save(tmp_path / 'docs.npy', corpus)
     dataset.write_dataset(tmp_path, corpus=corpus, corpus_path='docs.npy', doc_ids_path=None, **given)
     assert len(list(tmp_path.glob('*-train.*'))) == 3

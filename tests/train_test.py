@@ -179,7 +179,7 @@ def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path
     ('changes', 'extra', 'message'),
     [
         ({'index.codebooks': 5}, (), 'codebooks is 5'),
-        ({'loss.nme': 'kl'}, (), "error: 'nme' Did you mean"),
+        ({'loss.nme': 'kl'}, (), "error: a --config flag is wrong: 'nme' Did you mean"),
         ({'index.lists': 'many'}, (), 'many'),
         ({}, ('--config=configs/nothing.py',), 'nothing.py'),
         ({}, ('--process_id=1',), 'give all three'),
