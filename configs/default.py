@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.nprobe = 10  # P of the dev metric
     # Decides which checkpoint is best. A query has ten of the teacher's documents but often a single label:
-    # this varies least between checkpoints. What is trained with labels leaves the teacher: 'RR@10', 'nDCG@10'
-    # and so on then choose better.
+    # this varies least between checkpoints. What is trained with labels leaves the teacher: then 'RR@10',
+    # 'nDCG@10' and so on choose better.
     config.eval.metric = 'teacher@10'
     return config
