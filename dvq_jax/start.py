@@ -197,9 +197,8 @@ def starting_point(run: Run) -> Start:
             from dvq_jax import embed
 
             embed.compare(towers.encoder(tower), run.dataset.dev)
-        state, lists = _first_state(run, example)
-        if towers.reads_text(tower.name):
             checkpoint.write_encoder(run.workdir, tower)
+        state, lists = _first_state(run, example)
         digest = None if lists is None else checkpoint.write_lists(run.workdir, lists)
         return Start(state=state, lists=lists, about=_about(run, digest))
     print(f'going on from step {steps[-1]} of {source}', file=sys.stderr, flush=True)

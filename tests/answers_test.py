@@ -51,7 +51,7 @@ def test_tokens_are_those_of_the_definition(text):
     ],
 )
 def test_an_answer_is_held_as_whole_tokens_in_order(passage, texts, expected):
-    assert answers.holds(passage, texts) is expected
+    assert answers.judge({'q': ['d']}, {'q': texts}, {'d': passage}) == {'q': {'d': int(expected)}}
 
 
 def test_queries_without_a_right_document_count_as_failures():

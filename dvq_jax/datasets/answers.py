@@ -37,16 +37,6 @@ def tokenize(text: str) -> str:
     return f' {" ".join(tokens).lower()} ' if tokens else ''
 
 
-def holds(passage: str, answers: Sequence[str]) -> bool:
-    """Whether a passage holds an answer; one without any token is held by none.
-
-    Example:
-      holds('It is in the U.S.A.', ['usa', 'u.s'])          # True, by the second
-    """
-    tokens = tokenize(passage)
-    return any(answer and answer in tokens for answer in map(tokenize, answers))
-
-
 def judge(
     found: Mapping[str, Sequence[str]], answers: Mapping[str, Sequence[str]], passages: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
@@ -58,7 +48,11 @@ def judge(
       passages: document id -> text, of every document of the run.
 
     Returns:
-      Qrels of every query with answers: query id -> document id -> 1 where the document holds one, else 0.
+      Qrels of every query with answers: query id -> document id -> 1 where the document holds one, else 0. An
+      answer without any token is held by none.
+
+    Example:
+      judge({'q': ['d']}, {'q': ['usa', 'u.s']}, {'d': 'It is in the U.S.A.'})     # {'q': {'d': 1}}
     """
     wanted = {query: [*filter(None, map(tokenize, texts))] for query, texts in answers.items()}
     tokens = functools.lru_cache(maxsize=100_000)(lambda name: tokenize(passages[name]))

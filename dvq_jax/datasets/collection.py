@@ -54,6 +54,7 @@ class Collection(FileReaderBuilder, skip_registration=True):
     RELEASE_NOTES = {'1.0.0': 'The first.'}  # noqa: RUF012, it is TFDS's name
     DESCRIPTION = ''
     PUBLISHED: ClassVar[tuple[Source, ...]] = ()  # files that it is built from
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'Optional: the published files, under their names.'
 
     def __init__(self, **kwargs: Any):
         super().__init__(file_format=records.FORMAT, **kwargs)
@@ -140,11 +141,14 @@ def write_texts(builder: Collection, folder: pathlib.Path) -> None:
       folder: exists.
     """
     for split in builder.info.splits:
-        write = _write_documents if split == DOCUMENTS else _write_queries
-        write(folder, split, _records(builder.as_data_source(split), f'write {split}'))
+        found = _read_back(builder.as_data_source(split), f'write {split}')
+        if split == DOCUMENTS:
+            _write_documents(folder / 'docs.tsv', found)
+        else:
+            _write_queries(folder, split, found)
 
 
-def _records(source: Sequence, label: str) -> Iterator[Record]:
+def _read_back(source: Sequence, label: str) -> Iterator[Record]:
     """The examples of a split as they were given to the builder."""
     progress = Progress(label, total=len(source), unit='texts')
     for start in range(0, len(source), _BLOCK):
@@ -157,18 +161,18 @@ def _records(source: Sequence, label: str) -> Iterator[Record]:
     progress.done()
 
 
-def _write_documents(folder: pathlib.Path, _split: str, records: Iterable[Record]) -> None:
-    with open(folder / 'docs.tsv', 'w', encoding='utf-8') as file:
-        for record in records:
+def _write_documents(path: pathlib.Path, found: Iterable[Record]) -> None:
+    with open(path, 'w', encoding='utf-8') as file:
+        for record in found:
             title = [f'{record.title} [SEP]'] if record.title else []
             print(_columns(record.id, *title, record.text), file=file)
 
 
-def _write_queries(folder: pathlib.Path, split: str, records: Iterable[Record]) -> None:
+def _write_queries(folder: pathlib.Path, split: str, found: Iterable[Record]) -> None:
     paths = [folder / f'{split}_{name}' for name in ('queries.tsv', 'qrels.txt', 'answers.tsv')]
     with contextlib.ExitStack() as stack:
         queries, qrels, answers = (stack.enter_context(open(path, 'w', encoding='utf-8')) for path in paths)
-        for record in records:
+        for record in found:
             print(_columns(record.id, record.text), file=queries)
             qrels.writelines(f'{record.id} 0 {name} 1\n' for name in record.relevant)
             if record.answers:

@@ -25,7 +25,6 @@ class MsmarcoPassage(Collection):
 
     DESCRIPTION = 'MS MARCO passage ranking: passages, queries, and which passage answers which query.'
     PUBLISHED = (ARCHIVE,)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f'Optional: {ARCHIVE.name}.'
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
         """The records, read from the archive."""

@@ -36,7 +36,6 @@ class NaturalQuestionsDpr(Collection):
 
     DESCRIPTION = 'Natural Questions over 21 million passages of Wikipedia, as DPR has prepared it.'
     PUBLISHED = (PASSAGES, *QUESTIONS.values(), TEST)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = 'Optional: ' + ', '.join(source.name for source in PUBLISHED)
 
     def splits(self, downloads: tfds.download.DownloadManager) -> dict[str, Iterable[Record]]:
         """The records, from the published files."""
