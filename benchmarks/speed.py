@@ -45,6 +45,7 @@ _OUT = flags.DEFINE_string('out', 'docs/results/speed.json', 'The numbers, JSON.
 _REPORT_ONLY = flags.DEFINE_bool('report_only', False, 'Run nothing, and print the tables.')
 
 _SAMPLE = 32_768  # documents that k-means and OPQ are fitted to
+_MINED = (2500, 32_768)  # queries, at most
 _SEARCHED = 4096  # queries, at most
 _SHAPES = ((16, 256), (32, 16))  # M and K, 16 bytes a document both
 
@@ -73,7 +74,9 @@ def _step() -> list[dict[str, Any]]:
 
 
 def _mining() -> list[dict[str, Any]]:
-    return [speed_corpus.mining(_read(_CORPUS), _read(_QUERIES), topk=200, repeats=_REPEATS.value)]
+    docs, queries = _read(_CORPUS), _read(_QUERIES)
+    counts = sorted({min(count, len(queries)) for count in _MINED})
+    return [speed_corpus.mining(docs, queries[:count], topk=200, repeats=_REPEATS.value) for count in counts]
 
 
 def _encoding() -> list[dict[str, Any]]:

@@ -22,8 +22,8 @@ Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 _TILE = 256  # queries that a device scores at once
 # What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
-_HOST_TILE = 1280
-_HOST_DOCS = 1024  # documents that it scores at once
+QUERIES_ON_HOST = 1280
+DOCS_ON_HOST = 1024  # documents that it scores at once
 _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
 
@@ -133,53 +133,54 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     Returns:
       As `on_devices`.
     """
-    width = min(corpus_block, _HOST_DOCS)
+    width = min(corpus_block, DOCS_ON_HOST)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        size = even(len(queries), _HOST_TILE, multiple=host.cores())
-        kept = [_Reservoir(queries[share], k, width) for share in cut(len(queries), size)]
+        shares = cut(len(queries), even(len(queries), QUERIES_ON_HOST, multiple=host.cores()))
+        kept = [Reservoir(share.stop - share.start, k, width) for share in shares]
+
+        def add(number: int) -> int:
+            some = queries[shares[number]]
+            products = np.empty(len(some) * width, np.float32)
+            for first in range(0, len(docs), width):
+                tile = docs[first : first + width]
+                scores = products[: len(some) * len(tile)].reshape(len(some), -1)
+                np.matmul(some, tile.T, out=scores)
+                kept[number].add(scores, start + first)
+            return len(some) * len(docs)
+
         for start in range(0, len(corpus), corpus_block):
             docs = np.asarray(corpus[start : start + corpus_block], np.float32)
-            for count in host.on_threads(functools.partial(_Reservoir.add, docs=docs, start=start), kept):
+            for count in host.on_threads(add, range(len(shares))):
                 progress.add(count)
-        best = list(host.on_threads(_Reservoir.best, kept))
+        best = list(host.on_threads(Reservoir.best, kept))
         ids, scores = (np.concatenate(parts) for parts in zip(*best, strict=True))
         return ids, scores
 
     return search
 
 
-class _Reservoir:
-    """The best K documents of each of some queries, among others that a block of `width` has added.
+class Reservoir:
+    """The best K documents of each of some queries.
 
     A candidate is one int64: its score in the upper half, in an order that integers share, and its row,
     complemented, in the lower. So the best are the largest, ties go to the lowest row, and one array is
     sorted.
+
+    Args:
+      count: q, the queries.
+      k: documents that each gets.
+      width: the most documents that are added at once.
     """
 
-    def __init__(self, queries: np.ndarray, k: int, width: int):
-        self._queries, self._k, self._width = queries, k, width
-        self._keys = np.empty((len(queries), k + width), np.int64)
-        self._filled = np.zeros(len(queries), np.int64)
-        self._bar = np.full((len(queries), 1), -np.inf, np.float32)
+    def __init__(self, count: int, k: int, width: int):
+        self._k = k
+        self._keys = np.empty((count, k + width), np.int64)
+        self._filled = np.zeros(count, np.int64)
+        self._bar = np.full((count, 1), -np.inf, np.float32)
 
-    def add(self, docs: np.ndarray, start: int) -> int:
-        """Takes in documents [n, D], rows `start` to `start + n`, later ones than before; counts scores."""
-        products = np.empty(len(self._queries) * self._width, np.float32)
-        for first in range(0, len(docs), self._width):
-            some = docs[first : first + self._width]
-            scores = products[: len(self._queries) * len(some)].reshape(len(self._queries), -1)
-            self._keep(np.matmul(self._queries, some.T, out=scores), start + first)
-        return len(self._queries) * len(docs)
-
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [q, K] int32 and scores [q, K] float32, best first."""
-        self._cut()
-        keys = np.sort(self._keys[:, : self._k], axis=1)[:, ::-1]
-        return _rows(keys), _scores(keys)
-
-    def _keep(self, scores: np.ndarray, start: int) -> None:
-        """Of [q, n], rows `start` to `start + n`, what is above the bar."""
+    def add(self, scores: np.ndarray, start: int) -> None:
+        """Takes in scores [q, n] of rows `start` to `start + n`, later ones than before."""
         if not self._filled.any() and scores.shape[1] > self._k:
             kth = scores.shape[1] - self._k
             self._bar = np.nextafter(np.partition(scores, kth, axis=1)[:, kth, None], np.float32(-np.inf))
@@ -189,15 +190,23 @@ class _Reservoir:
         counts = np.bincount(queries, minlength=count)
         if np.max(self._filled + counts) > room:
             self._cut()  # now K are held at most, and all of these fit
-            self._keep(scores, start)
+            self.add(scores, start)
             return
         # The n-th above a query's bar goes n places after what the query holds.
         first = room * np.arange(count) + self._filled - np.cumsum(counts) + counts
         places = first[queries] + np.arange(len(above))
-        self._keys.reshape(-1)[places] = _keys(scores.reshape(-1)[above], start + above - width * queries)
+        self._keys.reshape(-1)[places] = order_keys(
+            scores.reshape(-1)[above], start + above - width * queries
+        )
         self._filled += counts
         if np.max(self._filled) > _RESERVE * self._k:
             self._cut()
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [q, K] int32 and scores [q, K] float32, best first."""
+        self._cut()
+        keys = np.sort(self._keys[:, : self._k], axis=1)[:, ::-1]
+        return rows_of(keys), scores_of(keys)
 
     def _cut(self) -> None:
         """Leaves the best K of each query, and raises the bar to the last of them."""
@@ -209,19 +218,22 @@ class _Reservoir:
         held[:] = np.partition(held, width - self._k, axis=1)[:, ::-1]
         self._filled = np.minimum(self._filled, self._k)
         full = self._filled == self._k
-        self._bar[full] = _scores(held[full, self._k - 1, None])
+        self._bar[full] = scores_of(held[full, self._k - 1, None])
 
 
-def _keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def order_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """int64 keys, larger for a larger score, and of equal scores for the lower row; of float32 and int."""
     bits = (scores + np.float32(0)).view(np.int32)  # no -0
     ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
     return (ordered << 32) | (0x7FFFFFFF - rows)
 
 
-def _rows(keys: np.ndarray) -> np.ndarray:
+def rows_of(keys: np.ndarray) -> np.ndarray:
+    """The rows, int32, that `order_keys` took."""
     return (0x7FFFFFFF - (keys & 0x7FFFFFFF)).astype(np.int32)
 
 
-def _scores(keys: np.ndarray) -> np.ndarray:
+def scores_of(keys: np.ndarray) -> np.ndarray:
+    """The scores, float32, that `order_keys` took."""
     ordered = (keys >> 32).astype(np.int32)
     return np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(np.float32)

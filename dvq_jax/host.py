@@ -42,8 +42,14 @@ def on_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
     Yields:
       What the function returns.
     """
-    with threadpoolctl.threadpool_limits(1, 'blas'):
+    with _libraries().limit(limits=1, user_api='blas'):
         yield from _threads(os.getpid(), cores()).map(function, items)
+
+
+@functools.cache
+def _libraries() -> threadpoolctl.ThreadpoolController:
+    """Kept, for it goes through all libraries that the process has loaded."""
+    return threadpoolctl.ThreadpoolController()
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dvq_jax import blocks, exact, files, host
+from dvq_jax import blocks, exact, files, host, screened
 from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
@@ -81,7 +81,8 @@ class Mining:
         if devices is None and not host.is_all_there_is():
             devices = jax.local_devices()
         if devices is None:
-            return exact.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
+            way = screened if screened.pays(len(self._corpus), len(self._queries)) else exact
+            return way.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
         sizes = {'query_block': self._query_block, 'corpus_block': self._corpus_block}
         return exact.on_devices(self._corpus, self._k, devices=devices, **sizes)
 

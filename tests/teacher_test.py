@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import teacher
+from dvq_jax import screened, teacher
 from dvq_jax.errors import InputError
 
 
@@ -25,10 +26,11 @@ def whole_numbers(seed, rows, dim, largest=2):
     return np.random.default_rng(seed).integers(-largest, largest + 1, size=(rows, dim)).astype(np.float32)
 
 
-@pytest.fixture(params=['BLAS', 'XLA'])
-def devices(request):
-    """What a host without accelerators computes on by itself, and what accelerators do."""
-    return None if request.param == 'BLAS' else jax.local_devices()
+@pytest.fixture(params=['BLAS', 'bfloat16', 'XLA'])
+def devices(request, monkeypatch):
+    """What a host without accelerators computes on by itself, two ways, and what accelerators do."""
+    monkeypatch.setattr(screened, 'pays', lambda *_: request.param == 'bfloat16')
+    return jax.local_devices() if request.param == 'XLA' else None
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -58,7 +60,7 @@ def test_mine_when_every_document_beats_all_before_it(devices):
     np.testing.assert_array_equal(scores, [[699, 698, 697, 696, 695], [0, -1, -2, -3, -4]])
 
 
-@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
+@pytest.mark.parametrize('by', ['BLAS', 'bfloat16', 'XLA'])
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 300), count=st.integers(1, 20), share=st.floats(0, 1), seed=st.integers(0, 99),
@@ -70,8 +72,9 @@ def test_mine_is_brute_force_for_any_shape(by, rows, count, share, seed, corpus_
     corpus_block = max(corpus_block, rows // 5)  # bounds the time, not the shapes
     query_block = max(query_block, count // 3)
     blocks = {'query_block': query_block, 'corpus_block': corpus_block}
-    devices = None if by == 'BLAS' else jax.local_devices()
-    ids, _ = teacher.mine(corpus, queries, k, devices=devices, **blocks)
+    devices = jax.local_devices() if by == 'XLA' else None
+    with mock.patch.object(screened, 'pays', lambda *_: by == 'bfloat16'):
+        ids, _ = teacher.mine(corpus, queries, k, devices=devices, **blocks)
     np.testing.assert_array_equal(ids, brute_force(corpus, queries, k)[0])
 
 
@@ -119,7 +122,7 @@ def test_mine_does_not_take_another_inputs_cache(tmp_path):
 
 _ON_DEVICES = """
 import hashlib, jax, numpy as np
-from dvq_jax import teacher
+from dvq_jax import screened, teacher
 rng = np.random.default_rng(0)
 corpus, queries = (rng.normal(size=(n, 48)).astype(np.float32) for n in (3000, 700))
 for count in (1, 3, 8):
@@ -140,7 +143,7 @@ def test_mine_gives_the_same_bytes_on_any_number_of_devices():
 
 _ON_PROCESSES = """
 import hashlib, sys, jax, numpy as np
-from dvq_jax import teacher
+from dvq_jax import screened, teacher
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 rng = np.random.default_rng(0)
 corpus, queries = (rng.normal(size=(n, 16)).astype(np.float32) for n in (500, 90))

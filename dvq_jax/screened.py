@@ -1,0 +1,157 @@
+"""The exact Top-K on hosts whose cores have bfloat16 matrix units: rounded products choose, float32 ranks.
+
+Cores with AMX (Intel's server cores since 2023) multiply bfloat16 four to five times as fast as float32. How
+far a rounded product is off is known, by Cauchy-Schwarz,
+
+  |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
+
+Each query keeps its best K' > K documents by rounded products; these are scored again in float32. A document
+that was not kept has a rounded product of at most the K'-th. So where the K-th score is larger than that by
+e, the K are the exact ones; queries of which that is not so are searched for again by `exact.on_host`.
+Documents are taken relative to their mean, which changes no order, and makes e small where all of them point
+about the same way.
+"""
+
+import collections
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvq_jax import exact, host
+from dvq_jax.blocks import cut, even
+from dvq_jax.progress import Progress
+from dvq_jax.types import Array
+
+_CPUINFO = pathlib.Path('/proc/cpuinfo')
+_FEWEST = 2**29  # scores from which on this pays, for it compiles, and ranks K' documents again
+_SAMPLE = 4096  # documents whose mean is taken
+_MORE = 32  # documents that are kept beyond K, at least; else half of K
+_SCORES = 2**23  # that are computed at once: the last cache should hold them
+_WIDEST = 4096  # documents of them
+_RANKED = 64  # queries whose documents a thread ranks in one go
+_SUM = 2.0**-22  # what a float32 sum may lose a term, relative to the product of the norms
+
+
+@functools.cache
+def has_matrix_units() -> bool:
+    """Whether this host's cores have units for products of bfloat16."""
+    return _CPUINFO.exists() and 'amx_bf16' in _CPUINFO.read_text(encoding='utf-8').split()
+
+
+def pays(documents: int, queries: int) -> bool:
+    """Whether a search for so many queries among so many documents is faster by a screen on this host."""
+    return has_matrix_units() and documents * queries >= _FEWEST
+
+
+def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
+    """Search by a screen, and by `exact.on_host` where that leaves the answer open.
+
+    Args:
+      corpus: [N, D] float16 or float32, usually memory-mapped.
+      k: how many documents a query gets, at most N.
+      corpus_block: documents that are read at once where the screen is not enough, and ranked at once.
+
+    Returns:
+      As `exact.on_devices`.
+    """
+    corpus = np.asarray(corpus)  # a memory map's own class is slow to index
+    middle = _mean(corpus)
+    wide = min(len(corpus), k + max(k // 2, _MORE))
+    plain = exact.on_host(corpus, k, corpus_block=corpus_block)
+    hopeless = False
+
+    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal hopeless
+        if hopeless:
+            return plain(queries, progress)
+        ids, rounded, error = _screen(corpus, queries, middle, wide, progress)
+        close = rounded >= (rounded[:, k - 1] - 2 * error)[:, None]
+        ids, scores = _rank(corpus, queries, ids, close, k, corpus_block)
+        sure = scores[:, -1] - queries @ middle > rounded[:, -1] + error
+        rest = np.flatnonzero(~sure) if wide < len(corpus) else []
+        if len(rest):
+            hopeless = len(rest) > len(queries) // 2
+            uncounted = Progress('mine', total=None, unit='scores', every=float('inf'))
+            ids[rest], scores[rest] = plain(queries[rest], uncounted)
+        return ids, scores
+
+    return search
+
+
+def _mean(corpus: np.ndarray) -> np.ndarray:
+    rows = np.unique(np.linspace(0, len(corpus) - 1, _SAMPLE).astype(np.int64))
+    return np.mean(corpus[rows], axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _rounded(vectors: Array) -> tuple[Array, Array]:
+    """[n, D] bfloat16 of float32, and [n] how far each was moved."""
+    coarse = vectors.astype(jnp.bfloat16)
+    return coarse, jnp.linalg.norm(vectors - coarse.astype(jnp.float32), axis=1)
+
+
+@functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
+def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
+    """[q, n] float32 of bfloat16 queries and of documents [n, D] relative to the middle, in `out`'s memory.
+
+    `reach` is the largest norm of all documents so far, and the most by which one was moved.
+    """
+    docs = docs.astype(jnp.float32) - middle
+    coarse, moved = _rounded(docs)
+    reach = jnp.maximum(reach, jnp.stack([jnp.linalg.norm(docs, axis=1).max(), moved.max()]))
+    contracted = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(queries, coarse, contracted, preferred_element_type=jnp.float32), reach
+
+
+def _screen(
+    corpus: np.ndarray, queries: np.ndarray, middle: np.ndarray, wide: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most."""
+    width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
+    shares = cut(len(queries), even(len(queries), exact.QUERIES_ON_HOST, multiple=host.cores()))
+    kept = [exact.Reservoir(share.stop - share.start, wide, width) for share in shares]
+    coarse, moved = _rounded(jnp.asarray(queries))
+    out, reach = jnp.zeros((len(queries), width), jnp.float32), jnp.zeros(2, jnp.float32)
+    for tile in cut(len(corpus), width):
+        docs = np.empty((width, corpus.shape[1]), corpus.dtype)
+        count = tile.stop - tile.start
+        docs[:count], docs[count:] = corpus[tile], middle
+        # Products take all cores, and then the reservoirs do: side by side they would wait for each other.
+        out, reach = _products(coarse, docs, middle, reach, out)
+        # A view, which is gone before the memory is given back; what `np.asarray` makes would stay.
+        scores = np.from_dlpack(out)[:, :count]
+        add = functools.partial(_add, scores=scores, start=tile.start)
+        collections.deque(host.on_threads(add, zip(kept, shares, strict=True)), maxlen=0)
+        del scores, add
+        progress.add(len(queries) * count)
+    best = list(host.on_threads(exact.Reservoir.best, kept))
+    ids, products = (np.concatenate(parts) for parts in zip(*best, strict=True))
+    sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
+    error = np.asarray(moved) * far + (sizes + np.asarray(moved)) * docs_moved
+    return ids, products, error + _SUM * sizes * (corpus.shape[1] * far + np.linalg.norm(middle))
+
+
+def _add(part: tuple[exact.Reservoir, slice], scores: np.ndarray, start: int) -> None:
+    reservoir, share = part
+    reservoir.add(scores[share], start)
+
+
+def _rank(
+    corpus: np.ndarray, queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray, k: int, corpus_block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best k by float32 of those rows [q, K'] of each query that are wanted, and their scores."""
+    scores = np.full(ids.shape, -np.inf, np.float32)
+
+    def score(some: slice) -> None:
+        for query in range(some.start, some.stop):
+            places = np.flatnonzero(inside[query])
+            docs = np.asarray(corpus[ids[query, places]], np.float32)
+            scores[query, places] = np.vecdot(docs, queries[query])  # row by row, so that equal rows tie
+
+    for start in range(0, len(corpus), corpus_block):  # a disk is read in one direction
+        inside = wanted & (ids >= start) & (ids < start + corpus_block)
+        collections.deque(host.on_threads(score, cut(len(queries), _RANKED)), maxlen=0)
+    keys = np.sort(exact.order_keys(scores, ids), axis=1)[:, : -k - 1 : -1]
+    return exact.rows_of(keys), exact.scores_of(keys)

@@ -1,0 +1,86 @@
+"""The screen: what it may be off by, when it is believed, and what is done where it is not."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dvq_jax import exact, screened
+from dvq_jax.progress import Progress
+
+
+def silent():
+    return Progress('mine', total=None, unit='scores', every=float('inf'))
+
+
+def vectors(seed, rows, *, dim=32, same=0.0, size=1.0):
+    """Rows of which the share `same` points one way."""
+    rng = np.random.default_rng(seed)
+    common = np.random.default_rng(0).normal(size=dim)
+    return (size * (rng.normal(size=(rows, dim)) + 10 * same * common)).astype(np.float32)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), same=st.sampled_from([0.0, 1.0]), size=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_rounded_products_are_as_near_as_the_bound_says(seed, same, size):
+    corpus, queries = vectors(seed, 500, same=same, size=size), vectors(seed + 100, 20, same=same)
+    middle = screened._mean(corpus)
+    ids, rounded, error = screened._screen(corpus, queries, middle, 50, silent())
+    queries, corpus = queries.astype(np.float64), corpus.astype(np.float64)
+    true = np.einsum('qd,qkd->qk', queries, corpus[ids]) - (queries @ middle)[:, None]
+    off = np.abs(rounded - true).max(axis=1)
+    assert np.all(off <= error)
+    assert np.all(off > error / 200)  # the bound says something
+
+
+@pytest.mark.parametrize('same', [0.0, 1.0])
+def test_finds_what_float32_finds_without_searching_again(same, monkeypatch):
+    corpus, queries = vectors(1, 6000, same=same).astype(np.float16), vectors(2, 300, same=same)
+    plain = exact.on_host(corpus, 20, corpus_block=2500)
+    again = []
+
+    def recorded(*args, **kwargs):
+        return lambda some, progress: again.extend(some) or plain(some, progress)
+
+    monkeypatch.setattr(exact, 'on_host', recorded)
+    monkeypatch.setattr(screened, '_SCORES', 300 * 512)  # twelve tiles, the last one not full
+    ids, scores = screened.on_host(corpus, 20, corpus_block=2500)(queries, silent())
+    expected = plain(queries, silent())[1]
+    rounding = {'rtol': 0, 'atol': 2e-6 * np.abs(expected).max()}
+    np.testing.assert_allclose(scores, expected, **rounding)
+    true = np.einsum('qd,qkd->qk', queries.astype(np.float64), corpus[ids].astype(np.float64))
+    np.testing.assert_allclose(true, expected, **rounding)
+    assert len(again) < 0.05 * len(queries)
+
+
+def test_searches_again_where_the_screen_cannot_tell_and_then_does_without_it(monkeypatch):
+    rng = np.random.default_rng(3)
+    corpus = (1 + 1e-4 * rng.normal(size=(3000, 8))).astype(np.float32)
+    corpus[:1500] *= -1  # so that the mean is of no use
+    queries = np.ones((40, 8), np.float32) + rng.normal(size=(40, 8)).astype(np.float32) / 10
+    plain, search = (way.on_host(corpus, 10, corpus_block=1000) for way in (exact, screened))
+    expected = plain(queries, silent())
+    for found, wanted in zip(search(queries, silent()), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    monkeypatch.setattr(screened, '_screen', lambda *_: pytest.fail('the screen was hopeless'))
+    np.testing.assert_array_equal(search(queries, silent())[0], expected[0])
+
+
+def test_equal_documents_tie_by_lowest_row():
+    corpus = np.repeat(vectors(4, 200), 3, axis=0)
+    ids, scores = screened.on_host(corpus, 30, corpus_block=110)(vectors(5, 12), silent())
+    assert np.all(ids.reshape(12, 10, 3) == ids[:, ::3, None] + np.arange(3))
+    assert np.all(scores.reshape(12, 10, 3) == scores[:, ::3, None])
+
+
+def test_pays_where_the_processor_says_that_it_has_the_units(tmp_path, monkeypatch):
+    for flags, expected in (('fpu avx512f amx_bf16 amx_tile', True), ('fpu avx512f avx512_bf16', False)):
+        (tmp_path / 'cpuinfo').write_text(f'processor\t: 0\nflags\t\t: {flags}\n', encoding='utf-8')
+        monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'cpuinfo')
+        screened.has_matrix_units.cache_clear()
+        assert screened.pays(100_000, 10_000) == expected
+        assert not screened.pays(1000, 1000)
+    monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'nothing')
+    screened.has_matrix_units.cache_clear()
+    assert not screened.pays(100_000, 10_000)
+    screened.has_matrix_units.cache_clear()
