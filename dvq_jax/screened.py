@@ -26,7 +26,7 @@ from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
-_FEWEST = 2**29  # scores from which on this pays, for it compiles, and ranks K' documents again
+_FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
 _SAMPLE = 4096  # documents whose mean is taken
 _MORE = 32  # documents that are kept beyond K, at least; else half of K
 _SCORES = 2**23  # that are computed at once: the last cache should hold them
@@ -86,12 +86,6 @@ def _mean(corpus: np.ndarray) -> np.ndarray:
     return np.mean(corpus[rows], axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _rounded(vectors: Array) -> tuple[Array, Array]:
-    """[n, D] bfloat16 of float32, and [n] how far each was moved."""
-    coarse = vectors.astype(jnp.bfloat16)
-    return coarse, jnp.linalg.norm(vectors - coarse.astype(jnp.float32), axis=1)
-
-
 @functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
 def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
     """[q, n] float32 of bfloat16 queries and of documents [n, D] relative to the middle, in `out`'s memory.
@@ -99,10 +93,13 @@ def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Arr
     `reach` is the largest norm of all documents so far, and the most by which one was moved.
     """
     docs = docs.astype(jnp.float32) - middle
-    coarse, moved = _rounded(docs)
-    reach = jnp.maximum(reach, jnp.stack([jnp.linalg.norm(docs, axis=1).max(), moved.max()]))
+    coarse = docs.astype(jnp.bfloat16)
+    moved = docs - coarse.astype(jnp.float32)
+    norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, moved)])
     contracted = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(queries, coarse, contracted, preferred_element_type=jnp.float32), reach
+    return jax.lax.dot_general(queries, coarse, contracted, preferred_element_type=jnp.float32), jnp.maximum(
+        reach, norms
+    )
 
 
 def _screen(
@@ -112,8 +109,9 @@ def _screen(
     width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
     shares = cut(len(queries), even(len(queries), exact.QUERIES_ON_HOST, multiple=host.cores()))
     kept = [exact.Reservoir(share.stop - share.start, wide, width) for share in shares]
-    coarse, moved = _rounded(jnp.asarray(queries))
-    out, reach = jnp.zeros((len(queries), width), jnp.float32), jnp.zeros(2, jnp.float32)
+    coarse = queries.astype(jnp.bfloat16)
+    moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
+    out, reach = jax.device_put((np.zeros((len(queries), width), np.float32), np.zeros(2, np.float32)))
     for tile in cut(len(corpus), width):
         docs = np.empty((width, corpus.shape[1]), corpus.dtype)
         count = tile.stop - tile.start
@@ -129,7 +127,7 @@ def _screen(
     best = list(host.on_threads(exact.Reservoir.best, kept))
     ids, products = (np.concatenate(parts) for parts in zip(*best, strict=True))
     sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
-    error = np.asarray(moved) * far + (sizes + np.asarray(moved)) * docs_moved
+    error = moved * far + (sizes + moved) * docs_moved
     return ids, products, error + _SUM * sizes * (corpus.shape[1] * far + np.linalg.norm(middle))
 
 
