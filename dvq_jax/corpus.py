@@ -4,20 +4,23 @@ Every local device takes a block; the last ones are padded, so that there are fe
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dvq_jax import host
+from dvq_jax.blocks import cut
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign
 from dvq_jax.types import Array, IndexParams
 
 BLOCK = 8192
 ROWS = 1024
+_HOST_BLOCK = 65_536
 
 
 def by_blocks(vectors: np.ndarray, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
@@ -46,8 +49,8 @@ def by_rows(function: Callable, *arrays: Array, rows: int = ROWS) -> Any:
     Returns:
       The tree of [n, ...].
     """
-    cut = [x.reshape(-1, rows, *x.shape[1:]) for x in arrays]
-    parts = jax.lax.map(lambda some: function(*some), tuple(cut))
+    blocks = tuple(x.reshape(-1, rows, *x.shape[1:]) for x in arrays)
+    parts = jax.lax.map(lambda some: function(*some), blocks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
@@ -63,11 +66,11 @@ def spread(block: Any, size: int) -> Any:
     """
     fan = jax.local_device_count()
 
-    def cut(array: np.ndarray) -> np.ndarray:
+    def pad(array: np.ndarray) -> np.ndarray:
         padding = [(0, fan * size - len(array))] + [(0, 0)] * (array.ndim - 1)
         return np.pad(array, padding).reshape(fan, size, *array.shape[1:])
 
-    return jax.tree.map(cut, block)
+    return jax.tree.map(pad, block)
 
 
 def gathered(array: Array, count: int) -> np.ndarray:
@@ -75,18 +78,102 @@ def gathered(array: Array, count: int) -> np.ndarray:
     return np.asarray(array).reshape(-1, *array.shape[2:])[:count]
 
 
+def one_behind(launched: Iterable[Any]) -> Iterator[Any]:
+    """Yields each item when the next has come: devices work on that while the host takes in this one."""
+    items = iter(launched)
+    for last in items:
+        for item in items:
+            yield last
+            last = item
+        yield last
+
+
+def replicated(tree: Any) -> Any:
+    """A tree of arrays [...] on every local device, as [devices, ...]."""
+    fan = jax.local_device_count()
+    return jax.tree.map(lambda x: _put()(np.broadcast_to(x, (fan, *np.shape(x)))), tree)
+
+
+@functools.cache
+def _put() -> Callable:
+    return jax.pmap(lambda x: x, devices=jax.local_devices())
+
+
+@functools.cache
+def _on_devices(function: Callable) -> Callable:
+    return jax.pmap(lambda shared, rows: function(*shared, *rows), devices=jax.local_devices())
+
+
+def own_rows(count: int) -> slice:
+    """Those of `count` rows that are this process's to do."""
+    each = -(-count // jax.process_count())
+    return slice(min(jax.process_index() * each, count), min((jax.process_index() + 1) * each, count))
+
+
+def joined(own: np.ndarray, count: int) -> np.ndarray:
+    """[count, ...], what all processes made of their `own_rows`, in every process."""
+    if jax.process_count() == 1:
+        return own
+    padded = np.zeros((-(-count // jax.process_count()), *own.shape[1:]), own.dtype)
+    padded[: len(own)] = own
+    return multihost_utils.process_allgather(padded).reshape(-1, *own.shape[1:])[:count]
+
+
+def total(own: np.ndarray) -> np.ndarray:
+    """The sum of all processes' arrays [...] float64, in every process."""
+    if jax.process_count() == 1:
+        return own
+    halves = multihost_utils.process_allgather(np.atleast_1d(own).view(np.uint32))  # JAX has no float64
+    return halves.view(np.float64).sum(axis=0).reshape(own.shape)
+
+
+def over_rows(
+    function: Callable[..., Array],
+    shared: tuple,
+    read: Callable[[slice], tuple],
+    count: int,
+    *,
+    size: int,
+    label: str,
+) -> np.ndarray:
+    """Applies a function to rows, block by block, on all devices of all processes.
+
+    Long passes show progress.
+
+    Args:
+      function: (*shared, *rows) -> [size, ...]; one of a module, for it is compiled once.
+      shared: trees of arrays that all rows need; they go to the devices once.
+      read: the arrays of a slice of rows, each [n, ...] or None.
+      count: how many rows there are.
+      size: of what a device takes at once.
+      label: what is being done.
+
+    Returns:
+      [count, ...] on the host, in every process.
+    """
+    shared, own = replicated(shared), own_rows(count)
+
+    def launched() -> Iterator[tuple[int, Array]]:
+        parts = cut(own.stop - own.start, size * jax.local_device_count())
+        for part in parts or [slice(0, 0)]:
+            some = read(slice(own.start + part.start, own.start + part.stop))
+            yield part.stop - part.start, _on_devices(function)(shared, spread(some, size))
+
+    progress = Progress(label, total=own.stop - own.start, unit='rows')
+    done = []
+    for rows, found in one_behind(launched()):
+        done.append(gathered(found, rows))
+        progress.add(rows)
+    return joined(np.concatenate(done), count)
+
+
 def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Array:
     own = () if taken is None else (taken,)
     return by_rows(lambda *rows: assign(params, *rows), docs.astype(jnp.float32), *own)
 
 
-@functools.cache
-def _assign_on_devices():
-    return jax.pmap(_assign_block, in_axes=(None, 0, 0), devices=jax.local_devices())
-
-
 def assign_corpus(params: IndexParams, corpus: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
-    """The nearest list of every document, see `quantizer.assign`.
+    """The nearest list of every document, see `quantizer.assign`; processes share the work.
 
     Args:
       params: the index.
@@ -94,20 +181,20 @@ def assign_corpus(params: IndexParams, corpus: np.ndarray, taken: np.ndarray | N
       taken: [N] int32, the documents' first lists, where it is their second that is wanted.
 
     Returns:
-      [N] int32 on the host.
+      [N] int32 on the host, in every process.
     """
-    count, fan = len(corpus), jax.local_device_count()
-    size = BLOCK if count > fan * ROWS else ROWS
-    lists = np.empty(count, np.int32)
-    progress = Progress('assign', total=count, unit='documents')
-    for start in range(0, count, fan * size):
-        rows = slice(start, min(start + fan * size, count))
-        some = corpus[rows], None if taken is None else taken[rows]
-        if host.is_all_there_is():
-            lists[rows] = host.assign(params, *some)
-        else:
-            found = _assign_on_devices()(params, *spread(some, size))
-            lists[rows] = gathered(found, rows.stop - start)
-        progress.add(rows.stop - start)
-    progress.done()
-    return lists
+    count = len(corpus)
+
+    def read(rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+        return corpus[rows], None if taken is None else taken[rows]
+
+    if not host.is_all_there_is():
+        size = BLOCK if count > jax.local_device_count() * ROWS else ROWS
+        return over_rows(_assign_block, (params,), read, count, size=size, label='assign')
+    own = own_rows(count)
+    lists = np.empty(own.stop - own.start, np.int32)
+    progress = Progress('assign', total=len(lists), unit='documents')
+    for rows in cut(len(lists), _HOST_BLOCK):
+        lists[rows] = host.assign(params, *read(slice(own.start + rows.start, own.start + rows.stop)))
+        progress.add(rows.stop - rows.start)
+    return joined(lists, count)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, codes, files, host, towers
-from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, spread
+from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
@@ -177,16 +177,11 @@ def _choose_block(
 @functools.cache
 def _compiled(name: str):
     functions = {
-        'encode': (_encode_block, (None, 0, 0)),
-        'choose': (_choose_block, (None, 0, 0, None, None, 0, 0, 0)),
-        'put': (lambda x: x, (0,)),
+        'encode': (_encode_block, (0, 0, 0)),
+        'choose': (_choose_block, (0, 0, 0, None, None, 0, 0, 0)),
     }
     function, in_axes = functions[name]
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices())
-
-
-def _on_every_device(array: np.ndarray) -> Array:
-    return _compiled('put')(np.broadcast_to(array, (jax.local_device_count(), *array.shape)))
 
 
 class Encoder:
@@ -246,7 +241,12 @@ class Encoder:
         padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
         table = np.ascontiguousarray(codes.by_codebook(self._params, padded))
         products = np.asarray(codes.codeword_products(jnp.asarray(self._params.codebooks)))
-        return _on_every_device(products), _on_every_device(table)
+        return replicated((products, table))
+
+    @functools.cached_property
+    def _placed(self) -> IndexParams:
+        """The index on the devices."""
+        return replicated(self._params)
 
     def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
         """Encodes a region."""
@@ -257,6 +257,16 @@ class Encoder:
         made = {'codes': np.empty((len(copies), size, books), np.uint8)}
         if lists is None:
             made['lists'] = np.empty((1, size), np.int32)
+        for copy, some, part in one_behind(self._launched(region, copies)):
+            for name, array in made.items():
+                array[copy, some - region.start] = gathered(getattr(part, name), len(some))
+            progress.add(len(some))
+        return made
+
+    def _launched(
+        self, region: slice, copies: Sequence[np.ndarray | None]
+    ) -> Iterator[tuple[int, np.ndarray, Encoding]]:
+        """(copy, rows, their encoding [devices, n, ...], which devices may still be at)."""
         for width, rows in _groups(region, self._audience):
             on_host = not width and host.is_all_there_is()  # NumPy, which reads what it encodes
             for some in _pieces(rows, whole=on_host):
@@ -265,27 +275,22 @@ class Encoder:
                     mine = None if own is None else own[some]
                     if on_host:
                         part = host.encode(self._params, self._corpus, some, mine)
+                        yield copy, some, jax.tree.map(lambda x: x[None], part)
                     else:
-                        part = self._on_devices(some, docs, mine, width=width)
-                    for name, array in made.items():
-                        array[copy, some - region.start] = getattr(part, name)
-                    progress.add(len(some))
-        return made
+                        yield copy, some, self._on_devices(some, docs, mine, width=width)
 
     def _on_devices(
         self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
     ) -> Encoding:
-        """The encoding of documents that at most `width` queries want."""
+        """The encoding [devices, n, ...] of documents that at most `width` queries want."""
         size = BLOCK if len(rows) > jax.local_device_count() * ROWS else ROWS
         docs, lists = spread((docs, lists), size)
         if width:
             audience = self._audience
             wanted = spread(audience.demand.of(rows, width), size)
             settings = (audience.ridge, audience.sweeps)
-            found = _compiled('choose')(self._params, *self._shared, *settings, docs, lists, wanted)
-        else:
-            found = _compiled('encode')(self._params, docs, lists)
-        return jax.tree.map(lambda array: gathered(array, len(rows)), found)
+            return _compiled('choose')(self._placed, *self._shared, *settings, docs, lists, wanted)
+        return _compiled('encode')(self._placed, docs, lists)
 
 
 def _groups(region: slice, audience: Audience | None) -> Iterator[tuple[int, np.ndarray]]:

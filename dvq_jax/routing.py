@@ -28,11 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dvq_jax.corpus import by_blocks
+from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows, own_rows, total
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
-from dvq_jax.quantizer import nearest
-from dvq_jax.types import Array
+from dvq_jax.types import Array, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _BATCH = 512  # queries in a step
@@ -75,9 +74,7 @@ def learn(
     Returns:
       centroids [L, D] float32 and lists [copies·N] int32, all first lists before all second ones.
     """
-    lists = np.empty(len(corpus), np.int32)
-    for rows, block in by_blocks(corpus):
-        lists[rows] = nearest(block[:, None], centroids[None])[0][:, 0]
+    lists = assign_corpus(_lists_alone(centroids), corpus)
     sums, squares = _list_sums(corpus, lists, len(centroids))
     sizes = np.bincount(lists, minlength=len(centroids))
     distortion = _distortion(centroids, sums, squares, sizes)
@@ -101,15 +98,26 @@ def learn(
     return centroids, lists
 
 
+def _lists_alone(centroids: np.ndarray) -> IndexParams:
+    """An index in the caller's space whose one codebook leaves residuals as they are."""
+    dim = centroids.shape[1]
+    return IndexParams(centroids, np.zeros((1, 1, dim), np.float32), np.eye(dim, dtype=np.float32))
+
+
 def _list_sums(corpus: np.ndarray, lists: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Σ of the documents of each list, [L, D] float32, and Σ‖v‖² of all."""
-    sums, squares = np.zeros((count, corpus.shape[1]), np.float32), 0.0
-    for rows, block in by_blocks(corpus):
-        squares += float(np.sum(np.square(block), dtype=np.float64))
-        order = np.argsort(lists[rows], kind='stable')
-        held, starts = np.unique(lists[rows][order], return_index=True)
-        sums[held] += np.add.reduceat(block[order], starts)
-    return sums, squares
+    """Σ of the documents of each list, [L, D] float32, and Σ‖v‖² of all; processes share the work.
+
+    In float64, so that the number of processes is not seen in the sums.
+    """
+    own = own_rows(len(corpus))
+    sums, squares = np.zeros((count, corpus.shape[1])), np.zeros(())
+    for rows, block in by_blocks(corpus[own]):
+        squares += np.sum(np.square(block), dtype=np.float64)
+        held_by = lists[own][rows]
+        order = np.argsort(held_by, kind='stable')
+        held, starts = np.unique(held_by[order], return_index=True)
+        sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
+    return total(sums).astype(np.float32), float(total(squares))
 
 
 def _distortion(centroids: np.ndarray, sums: np.ndarray, squares: float, sizes: np.ndarray) -> float:
@@ -186,27 +194,28 @@ def _train(
     return np.asarray(now), float(loss)
 
 
-@functools.partial(jax.jit, static_argnames='depth')
-def _probed(centroids: Array, queries: Array, *, depth: int) -> Array:
+def _probed(centroids: Array, degrees: Array, queries: Array) -> Array:
+    """[n, depth] the lists that a query probes, the first ones first."""
     scores = jnp.matmul(queries, centroids.T, precision=_PRECISION)
-    return jax.lax.top_k(scores, depth)[1].astype(jnp.int32)
+    return jax.lax.top_k(scores, len(degrees))[1].astype(jnp.int32)
 
 
-@jax.jit
 def _cheapest(
     centroids: Array,
     prices: Array,
-    docs: Array,
-    taken: Array,
-    wanted: tuple[Array, Array],
+    probed_by: Array,
     degrees: Array,
     gain: Array,
+    docs: Array,
+    taken: Array,
+    queries: Array,
+    weights: Array,
 ) -> Array:
-    """[n] the list of each document, given the lists [n, b, depth] and weights [n, b] of its queries.
+    """[n] the list of each document, given its queries [n, b], their weights, and all queries' `_probed`.
 
     It is another than taken [n], a list or -1, and for those queries that do not probe that one.
     """
-    lists, weights = wanted
+    docs, lists = docs.astype(jnp.float32), probed_by[queries]
     places = jnp.arange(len(docs))
     shares = weights / (jnp.sum(weights, axis=1, keepdims=True) + _DOUBT)
     shares *= 1.0 - jnp.sum(jnp.where(lists == taken[:, None, None], degrees, 0.0), axis=-1)
@@ -243,17 +252,20 @@ def assign(
     """
     count = len(centroids)
     depth = min(4 * nprobe, count)
-    degrees = jnp.asarray(1.0 / (1.0 + np.arange(depth) / nprobe) ** 2, jnp.float32)
-    probed = np.zeros((len(demand.queries) + 1, depth), np.int32)  # the last row pads, with weight 0
-    for rows, block in by_blocks(demand.queries):
-        probed[rows] = np.asarray(_probed(centroids, block, depth=depth))
-    looked = np.bincount(probed[:-1, :nprobe].reshape(-1), minlength=count)
-    prices = jnp.asarray(_PRICE * distortion * looked / looked.mean(), jnp.float32)
-    gain = _GAIN if taken is None else _SECOND_GAIN
+    degrees = (1.0 / (1.0 + np.arange(depth) / nprobe) ** 2).astype(np.float32)
+    asked = demand.queries
+    probed = over_rows(
+        _probed, (centroids, degrees), lambda rows: (asked[rows],), len(asked), size=BLOCK, label='probe'
+    )
+    looked = np.bincount(probed[:, :nprobe].reshape(-1), minlength=count)
+    prices = (_PRICE * distortion * looked / looked.mean()).astype(np.float32)
+    gain = np.float32((_GAIN if taken is None else _SECOND_GAIN) * distortion)
     taken = np.full(len(corpus), -1, np.int32) if taken is None else taken
-    lists = np.empty(len(corpus), np.int32)
-    for rows, block in by_blocks(corpus, size=1024):
+
+    def read(rows: slice) -> tuple[np.ndarray, ...]:
         queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
-        wanted = (probed[queries], weights)
-        lists[rows] = _cheapest(centroids, prices, block, taken[rows], wanted, degrees, gain * distortion)
-    return lists
+        return corpus[rows], taken[rows], queries, weights
+
+    probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
+    shared = (centroids, prices, probed, degrees, gain)
+    return over_rows(_cheapest, shared, read, len(corpus), size=ROWS, label='route documents')

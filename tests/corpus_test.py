@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -22,3 +23,37 @@ def test_a_second_list_is_the_second_nearest():
     gaps = ((docs @ np.asarray(index.rotation))[:, None] - np.asarray(index.centroids)) ** 2
     nearest = np.argsort(gaps.sum(axis=-1), axis=1)
     np.testing.assert_array_equal(quantizer.assign(index, docs, nearest[:, 0]), nearest[:, 1])
+
+
+@pytest.mark.parametrize('processes', [1, 2, 3, 4])
+@pytest.mark.parametrize('count', [1, 5, 12])
+def test_each_row_is_one_process_s_own(count, processes, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    done = []
+    for number in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
+        own = corpus.own_rows(count)
+        done += range(count)[own]
+        assert own.stop - own.start <= -(-count // processes)
+    assert done == list(range(count))
+
+
+def test_over_rows_is_the_function_of_all_rows_and_makes_the_next_block_before_it_takes_one():
+    rows, read = np.arange(20.0, dtype=np.float32).reshape(10, 2), []
+
+    def some(part):
+        read.append(part)
+        return rows[part], None
+
+    found = corpus.over_rows(scaled, (np.float32(3),), some, 10, size=4, label='scale')
+    np.testing.assert_array_equal(found, 3 * rows)
+    assert read == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    events = []
+    for item in corpus.one_behind(events.append(f'make {n}') or n for n in range(3)):
+        events.append(f'take {item}')
+    assert events == ['make 0', 'make 1', 'take 0', 'make 2', 'take 1', 'take 2']
+
+
+def scaled(factor, rows, nothing):
+    assert nothing is None
+    return factor * rows
