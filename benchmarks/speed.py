@@ -46,6 +46,7 @@ _REPORT_ONLY = flags.DEFINE_bool('report_only', False, 'Run nothing, and print t
 
 _SAMPLE = 32_768  # documents that k-means and OPQ are fitted to
 _MINED = (2500, 32_768)  # queries, at most
+_COPIES, _MINED_OF_COPIES = 12, 8192  # of the corpus, and queries that are mined in it
 _SEARCHED = 4096  # queries, at most
 _SHAPES = ((16, 256), (32, 16))  # M and K, 16 bytes a document both
 
@@ -75,8 +76,12 @@ def _step() -> list[dict[str, Any]]:
 
 def _mining() -> list[dict[str, Any]]:
     docs, queries = _read(_CORPUS), _read(_QUERIES)
-    counts = sorted({min(count, len(queries)) for count in _MINED})
-    return [speed_corpus.mining(docs, queries[:count], topk=200, repeats=_REPEATS.value) for count in counts]
+    rows = [
+        speed_corpus.mining(docs, queries[:count], topk=200, repeats=_REPEATS.value)
+        for count in sorted({min(count, len(queries)) for count in _MINED})
+    ]
+    grown, some = speed_corpus.perturbed(docs, _COPIES), queries[:_MINED_OF_COPIES]
+    return [*rows, speed_corpus.mining(grown, some, topk=200, repeats=max(1, _REPEATS.value // 3))]
 
 
 def _encoding() -> list[dict[str, Any]]:

@@ -9,6 +9,26 @@ from speed_timing import in_turn
 
 from dvq_jax import encode, teacher
 
+_MOVED = 0.03  # a coordinate, at most, on average
+
+
+def perturbed(docs: np.ndarray, copies: int) -> np.ndarray:
+    """A larger corpus like this one.
+
+    Args:
+      docs: [N, D] float32, of unit norm.
+      copies: of each document, moved the more the later.
+
+    Returns:
+      [copies·N, D] float32, of unit norm.
+    """
+    rng = np.random.default_rng(0)
+    grown = np.empty((copies, *docs.shape), np.float32)
+    for number, copy in enumerate(grown):
+        copy[:] = docs + number / copies * _MOVED * rng.standard_normal(docs.shape, np.float32)
+        copy /= np.linalg.norm(copy, axis=1, keepdims=True)
+    return grown.reshape(-1, docs.shape[1])
+
 
 def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) -> dict[str, Any]:
     """`teacher.mine` against `faiss.IndexFlatIP`.

@@ -91,6 +91,15 @@ def test_corpus(vectors):
     assert len(report('encoding', [encoded])) == 1
 
 
+def test_a_perturbed_corpus_is_the_documents_and_others_near_them(vectors):
+    docs = vectors[0] / np.linalg.norm(vectors[0], axis=1, keepdims=True)
+    first, second, third = speed_corpus.perturbed(docs, 3).reshape(3, *docs.shape)
+    np.testing.assert_allclose(first, docs, rtol=1e-6)
+    near, less_near = (np.sum(docs * copy, axis=1).mean() for copy in (second, third))
+    assert 0.5 < less_near < near < 1
+    np.testing.assert_allclose(np.linalg.norm(third, axis=1), 1, rtol=1e-6)
+
+
 def test_clustering_does_equal_work(vectors):
     sizes = {'lists': LISTS, 'codebooks': 4, 'iterations': 6, 'pq_iterations': 3}
     rows = speed_clustering.measure(vectors[0], **sizes, repeats=1)
