@@ -14,7 +14,8 @@ from dvq_jax.export import beside, ids, manifest, transform
 from dvq_jax.export.manifest import Manifest
 from dvq_jax.search import check_nprobe
 
-_BLOCK = 4096  # queries searched together, at most
+_BLOCK = 4096  # queries that an engine with threads of its own gets at once
+_TILE = 256  # queries that a core takes at once: what is made of them stays in its cache
 _SHARE = 128  # queries for which another thread pays
 
 
@@ -73,26 +74,30 @@ class Index:
                 f'the queries are {list(queries.shape)} and the index takes [queries, {self.manifest.dim}]; '
                 'encode them with the model that encoded the documents.'
             )
-        if not np.isfinite(queries).all():
-            row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-            raise InputError(f'query {row} (from 0) holds NaN or infinity; encode it again or drop it.')
         if k < 1:
             raise InputError(f'k is {k}; ask for at least 1 document.')
         check_nprobe(nprobe, self.manifest.lists)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
 
-        def search(share: slice) -> None:
-            scores[share], rows[share] = self._engine(self._transform(queries[share]), k=k, nprobe=nprobe)
+        def search(share: Sequence[slice]) -> None:
+            for some in share:
+                _check_finite(queries, some)
+                scores[some], rows[some] = self._engine(self._transform(queries[some]), k=k, nprobe=nprobe)
 
         shares = self._shares(len(queries))
-        each = host.on_threads if self._side_by_side and len(shares) > 1 else map
+        each = host.on_threads if len(shares) > 1 else map
         collections.deque(each(search, shares), maxlen=0)
         return scores, rows
 
-    def _shares(self, count: int) -> list[slice]:
-        """Queries cut for the engine: into as many equal parts as there are threads, where that pays."""
+    def _shares(self, count: int) -> list[list[slice]]:
+        """Blocks of queries for each thread, the same for all; another thread where that pays."""
+        if not count:
+            return []
         threads = min(host.cores(), max(1, count // _SHARE)) if self._side_by_side else 1
-        return blocks.cut(count, blocks.even(count, _BLOCK, multiple=threads)) if count else []
+        largest = _TILE if self._side_by_side else _BLOCK
+        found = blocks.cut(count, blocks.even(count, largest, multiple=threads))
+        each = -(-len(found) // threads)
+        return [found[start : start + each] for start in range(0, len(found), each)]
 
     def search(self, queries: np.ndarray, *, k: int = 100, nprobe: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds documents, by id.
@@ -159,6 +164,13 @@ class Index:
           InputError: as `embed` and `search_rows`.
         """
         return self.search(self.embed(texts), k=k, nprobe=nprobe)
+
+
+def _check_finite(queries: np.ndarray, some: slice) -> None:
+    finite = np.isfinite(queries[some])
+    if not finite.all():
+        row = some.start + int(np.flatnonzero(~finite.all(axis=1))[0])
+        raise InputError(f'query {row} (from 0) holds NaN or infinity; encode it again or drop it.')
 
 
 def open_index(path: str | os.PathLike) -> Index:

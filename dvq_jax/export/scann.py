@@ -260,19 +260,21 @@ def open_engine(
 
     def search(rotated: np.ndarray, *, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         found = min(k, stated.documents)
-        scores = np.full((len(rotated), k), -np.inf, np.float32)
-        rows = np.full((len(rotated), k), -1, np.int32)
-        best, values = searcher.search_batched(
+        rows, scores = searcher.search_batched(
             rotated,
             final_num_neighbors=found,
             pre_reorder_num_neighbors=min(reorder_factor * found, stated.documents) if reorders else None,
             leaves_to_search=min(nprobe, stated.lists),
         )
-        scores[:, :found], rows[:, :found] = values, best
+        rows = rows.astype(np.int32, copy=False)
         # Fewer documents in the probed lists than wanted: ScaNN pads, at the end, with row 0 and NaN.
-        if np.isnan(scores[:, found - 1]).any():
+        if np.isnan(scores[:, -1]).any():
             missing = np.isnan(scores)
-            scores[missing], rows[missing] = -np.inf, -1
+            scores, rows = np.where(missing, -np.inf, scores), np.where(missing, -1, rows)
+        if found < k:
+            beyond = ((0, 0), (0, k - found))
+            scores = np.pad(scores, beyond, constant_values=-np.inf)
+            rows = np.pad(rows, beyond, constant_values=-1)
         return scores, rows
 
     return search
