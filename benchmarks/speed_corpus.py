@@ -1,13 +1,14 @@
 """Passes over a corpus against faiss: the exact Top-K, and encoding."""
 
 from typing import Any
+from unittest import mock
 
 import baselines
 import faiss
 import numpy as np
 from speed_timing import in_turn
 
-from dvq_jax import encode, teacher
+from dvq_jax import encode, screened, teacher
 
 _MOVED = 0.03  # a coordinate, at most, on average
 
@@ -40,13 +41,20 @@ def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) ->
       repeats: of each.
 
     Returns:
-      The sizes, 'seconds' of both and their ratio, and the share of rows that both found.
+      The sizes, 'seconds' of both, and of ours by float32 alone, their ratio, and the share of rows that both
+      found.
     """
     flat = faiss.IndexFlatIP(docs.shape[1])
     flat.add(docs)
     same = np.mean(teacher.mine(docs, queries, topk)[0] == flat.search(queries, topk)[1])
+
+    def in_float32() -> None:
+        with mock.patch.object(screened, 'pays', return_value=False):
+            teacher.mine(docs, queries, topk)
+
     sides = {
         'ours': lambda: teacher.mine(docs, queries, topk),
+        'float32': in_float32,
         'faiss': lambda: flat.search(queries, topk),
     }
     seconds = in_turn(sides, repeats)

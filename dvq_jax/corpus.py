@@ -1,6 +1,7 @@
 """Passes over the corpus in blocks: what is held is a block and the result, never the corpus.
 
-Every local device takes a block; the last ones are padded, so that there are few compiled shapes.
+Every process takes a share of the rows, and every device of it a block; the last ones are padded, so that
+there are few compiled shapes. What processes do together, all of them have to call.
 """
 
 import functools
@@ -21,6 +22,7 @@ from dvq_jax.types import Array, IndexParams
 BLOCK = 8192
 ROWS = 1024
 _HOST_BLOCK = 65_536
+_TOTALLED = 2**20  # numbers that processes exchange at once
 
 
 def by_blocks(vectors: np.ndarray, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
@@ -96,7 +98,7 @@ def replicated(tree: Any) -> Any:
 
 @functools.cache
 def _put() -> Callable:
-    return jax.pmap(lambda x: x, devices=jax.local_devices())
+    return jax.pmap(lambda x: x, devices=jax.local_devices(), donate_argnums=0)
 
 
 @functools.cache
@@ -105,26 +107,37 @@ def _on_devices(function: Callable) -> Callable:
 
 
 def own_rows(count: int) -> slice:
-    """Those of `count` rows that are this process's to do."""
+    """Those of `count` rows that are this process's to do; none for the last ones of too many processes."""
     each = -(-count // jax.process_count())
     return slice(min(jax.process_index() * each, count), min((jax.process_index() + 1) * each, count))
 
 
 def joined(own: np.ndarray, count: int) -> np.ndarray:
-    """[count, ...], what all processes made of their `own_rows`, in every process."""
+    """What all processes made of their `own_rows`, in every process.
+
+    Args:
+      own: [n, ...] of at most 32 bits, for JAX has no others.
+      count: rows of all processes.
+
+    Returns:
+      [count, ...].
+    """
     if jax.process_count() == 1:
         return own
     padded = np.zeros((-(-count // jax.process_count()), *own.shape[1:]), own.dtype)
     padded[: len(own)] = own
-    return multihost_utils.process_allgather(padded).reshape(-1, *own.shape[1:])[:count]
+    return np.array(multihost_utils.process_allgather(padded)).reshape(-1, *own.shape[1:])[:count]
 
 
 def total(own: np.ndarray) -> np.ndarray:
-    """The sum of all processes' arrays [...] float64, in every process."""
+    """The sum of all processes' arrays [n, ...] float64, in every process."""
     if jax.process_count() == 1:
         return own
-    halves = multihost_utils.process_allgather(np.atleast_1d(own).view(np.uint32))  # JAX has no float64
-    return halves.view(np.float64).sum(axis=0).reshape(own.shape)
+    sums = np.empty_like(own)
+    for rows in cut(len(own), max(1, _TOTALLED * len(own) // own.size)):
+        halves = multihost_utils.process_allgather(own[rows].view(np.uint32))  # JAX has no float64
+        sums[rows] = np.asarray(halves).view(np.float64).sum(axis=0)
+    return sums
 
 
 def over_rows(
@@ -135,23 +148,25 @@ def over_rows(
     *,
     size: int,
     label: str,
+    together: bool,
 ) -> np.ndarray:
-    """Applies a function to rows, block by block, on all devices of all processes.
+    """Applies a function to rows, block by block, on all devices of this process, or of all.
 
     Long passes show progress.
 
     Args:
       function: (*shared, *rows) -> [size, ...]; one of a module, for it is compiled once.
-      shared: trees of arrays that all rows need; they go to the devices once.
+      shared: trees of arrays that all rows need; each device holds them during the pass.
       read: the arrays of a slice of rows, each [n, ...] or None.
       count: how many rows there are.
       size: of what a device takes at once.
       label: what is being done.
+      together: whether all processes call, and each does its share; else this one does all.
 
     Returns:
-      [count, ...] on the host, in every process.
+      [count, ...] on the host.
     """
-    shared, own = replicated(shared), own_rows(count)
+    shared, own = replicated(shared), own_rows(count) if together else slice(0, count)
 
     def launched() -> Iterator[tuple[int, Array]]:
         parts = cut(own.stop - own.start, size * jax.local_device_count())
@@ -164,7 +179,8 @@ def over_rows(
     for rows, found in one_behind(launched()):
         done.append(gathered(found, rows))
         progress.add(rows)
-    return joined(np.concatenate(done), count)
+    progress.end()
+    return joined(np.concatenate(done), count) if together else np.concatenate(done)
 
 
 def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Array:
@@ -172,16 +188,19 @@ def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Arra
     return by_rows(lambda *rows: assign(params, *rows), docs.astype(jnp.float32), *own)
 
 
-def assign_corpus(params: IndexParams, corpus: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
-    """The nearest list of every document, see `quantizer.assign`; processes share the work.
+def assign_corpus(
+    params: IndexParams, corpus: np.ndarray, taken: np.ndarray | None = None, *, together: bool = False
+) -> np.ndarray:
+    """The nearest list of every document, see `quantizer.assign`.
 
     Args:
       params: the index.
       corpus: [N, D] float16 or float32, may be memory-mapped.
       taken: [N] int32, the documents' first lists, where it is their second that is wanted.
+      together: see `over_rows`.
 
     Returns:
-      [N] int32 on the host, in every process.
+      [N] int32 on the host.
     """
     count = len(corpus)
 
@@ -190,11 +209,13 @@ def assign_corpus(params: IndexParams, corpus: np.ndarray, taken: np.ndarray | N
 
     if not host.is_all_there_is():
         size = BLOCK if count > jax.local_device_count() * ROWS else ROWS
-        return over_rows(_assign_block, (params,), read, count, size=size, label='assign')
-    own = own_rows(count)
+        settings = {'size': size, 'label': 'assign', 'together': together}
+        return over_rows(_assign_block, (params,), read, count, **settings)
+    own = own_rows(count) if together else slice(0, count)
     lists = np.empty(own.stop - own.start, np.int32)
     progress = Progress('assign', total=len(lists), unit='documents')
     for rows in cut(len(lists), _HOST_BLOCK):
         lists[rows] = host.assign(params, *read(slice(own.start + rows.start, own.start + rows.stop)))
         progress.add(rows.stop - rows.start)
-    return joined(lists, count)
+    progress.end()
+    return joined(lists, count) if together else lists

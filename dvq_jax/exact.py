@@ -23,7 +23,7 @@ _TILE = 256  # queries that a device scores at once
 # What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
 QUERIES_ON_HOST = 1280
-DOCS_ON_HOST = 1024  # documents that it scores at once
+_DOCS_ON_HOST = 1024  # documents that it scores at once
 _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
 
@@ -133,13 +133,13 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     Returns:
       As `on_devices`.
     """
-    width = min(corpus_block, DOCS_ON_HOST)
+    width = min(corpus_block, _DOCS_ON_HOST)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         shares = cut(len(queries), even(len(queries), QUERIES_ON_HOST, multiple=host.cores()))
         kept = [Reservoir(share.stop - share.start, k, width) for share in shares]
 
-        def add(number: int) -> int:
+        def add(number: int) -> int:  # of the block that is read, below
             some = queries[shares[number]]
             products = np.empty(len(some) * width, np.float32)
             for first in range(0, len(docs), width):
@@ -180,7 +180,7 @@ class Reservoir:
         self._bar = np.full((count, 1), -np.inf, np.float32)
 
     def add(self, scores: np.ndarray, start: int) -> None:
-        """Takes in scores [q, n] of rows `start` to `start + n`, later ones than before."""
+        """Takes in scores [q, n ≤ width] float32 of rows `start` to `start + n`, later ones than before."""
         if not self._filled.any() and scores.shape[1] > self._k:
             kth = scores.shape[1] - self._k
             self._bar = np.nextafter(np.partition(scores, kth, axis=1)[:, kth, None], np.float32(-np.inf))

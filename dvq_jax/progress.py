@@ -42,6 +42,11 @@ class Progress:
         if self._printed < self._count or not self._count:
             self._print(note)
 
+    def end(self) -> None:
+        """As `done`, for work that is worth a line only where it is long: where there was one before."""
+        if self._printed > self._start:
+            self.done()
+
     def _print(self, note: str) -> None:
         self._last, self._printed = time.monotonic(), self._count
         elapsed = self._last - self._begin

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows, own_rows, total
 from dvq_jax.demand import Demand
@@ -59,7 +60,7 @@ def learn(
     copies: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moves centroids and documents to where queries look.
+    """Moves centroids and documents to where queries look; all processes call, and share the passes.
 
     Args:
       centroids: [L, D] float32, of k-means, in the caller's space.
@@ -74,7 +75,7 @@ def learn(
     Returns:
       centroids [L, D] float32 and lists [copies·N] int32, all first lists before all second ones.
     """
-    lists = assign_corpus(_lists_alone(centroids), corpus)
+    lists = assign_corpus(_lists_alone(centroids), corpus, together=True)
     sums, squares = _list_sums(corpus, lists, len(centroids))
     sizes = np.bincount(lists, minlength=len(centroids))
     distortion = _distortion(centroids, sums, squares, sizes)
@@ -107,17 +108,17 @@ def _lists_alone(centroids: np.ndarray) -> IndexParams:
 def _list_sums(corpus: np.ndarray, lists: np.ndarray, count: int) -> tuple[np.ndarray, float]:
     """Σ of the documents of each list, [L, D] float32, and Σ‖v‖² of all; processes share the work.
 
-    In float64, so that the number of processes is not seen in the sums.
+    In float64, so that the number of processes is hardly ever seen in what is rounded to float32.
     """
     own = own_rows(len(corpus))
-    sums, squares = np.zeros((count, corpus.shape[1])), np.zeros(())
+    sums, squares = np.zeros((count, corpus.shape[1])), np.zeros(1)
     for rows, block in by_blocks(corpus[own]):
         squares += np.sum(np.square(block), dtype=np.float64)
         held_by = lists[own][rows]
         order = np.argsort(held_by, kind='stable')
         held, starts = np.unique(held_by[order], return_index=True)
         sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
-    return total(sums).astype(np.float32), float(total(squares))
+    return total(sums).astype(np.float32), float(total(squares)[0])
 
 
 def _distortion(centroids: np.ndarray, sums: np.ndarray, squares: float, sizes: np.ndarray) -> float:
@@ -191,11 +192,12 @@ def _train(
             temperature=_TEMPERATURE * demand.spread,
             tether=_TETHER / distortion,
         )
-    return np.asarray(now), float(loss)
+    # Where sums have no order, as on GPUs, processes may differ in the last bits; from here on they must not.
+    return np.asarray(multihost_utils.broadcast_one_to_all(now)), float(loss)
 
 
 def _probed(centroids: Array, degrees: Array, queries: Array) -> Array:
-    """[n, depth] the lists that a query probes, the first ones first."""
+    """[n, depth] the lists that a query probes, best first, one for each of `degrees`."""
     scores = jnp.matmul(queries, centroids.T, precision=_PRECISION)
     return jax.lax.top_k(scores, len(degrees))[1].astype(jnp.int32)
 
@@ -239,6 +241,8 @@ def assign(
 ) -> np.ndarray:
     """The list of each document, by distance, its queries, and the price of the list; see the module's text.
 
+    All processes call, and share the work. Each device holds 16·Q·P bytes: the lists that queries probe.
+
     Args:
       centroids: [L, D] float32, in the caller's space.
       corpus: [N, D] float, may be memory-mapped.
@@ -254,9 +258,8 @@ def assign(
     depth = min(4 * nprobe, count)
     degrees = (1.0 / (1.0 + np.arange(depth) / nprobe) ** 2).astype(np.float32)
     asked = demand.queries
-    probed = over_rows(
-        _probed, (centroids, degrees), lambda rows: (asked[rows],), len(asked), size=BLOCK, label='probe'
-    )
+    settings = {'size': BLOCK, 'label': 'probe', 'together': True}
+    probed = over_rows(_probed, (centroids, degrees), lambda rows: (asked[rows],), len(asked), **settings)
     looked = np.bincount(probed[:, :nprobe].reshape(-1), minlength=count)
     prices = (_PRICE * distortion * looked / looked.mean()).astype(np.float32)
     gain = np.float32((_GAIN if taken is None else _SECOND_GAIN) * distortion)
@@ -268,4 +271,5 @@ def assign(
 
     probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
     shared = (centroids, prices, probed, degrees, gain)
-    return over_rows(_cheapest, shared, read, len(corpus), size=ROWS, label='route documents')
+    settings = {'size': ROWS, 'label': 'route documents', 'together': True}
+    return over_rows(_cheapest, shared, read, len(corpus), **settings)

@@ -9,7 +9,8 @@ Each query keeps its best K' > K documents by rounded products; these are scored
 that was not kept has a rounded product of at most the K'-th. So where the K-th score is larger than that by
 e, the K are the exact ones; queries of which that is not so are searched for again by `exact.on_host`.
 Documents are taken relative to their mean, which changes no order, and makes e small where all of them point
-about the same way.
+about the same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of float32
+scores.
 """
 
 import collections
@@ -27,12 +28,13 @@ from dvq_jax.types import Array
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
+_OF = 64  # documents for each that a query gets, at least
 _SAMPLE = 4096  # documents whose mean is taken
 _MORE = 32  # documents that are kept beyond K, at least; else half of K
 _SCORES = 2**23  # that are computed at once: the last cache should hold them
 _WIDEST = 4096  # documents of them
 _RANKED = 64  # queries whose documents a thread ranks in one go
-_SUM = 2.0**-22  # what a float32 sum may lose a term, relative to the product of the norms
+_SUM = 2.0**-22  # what float32 sums and scores may lose a dimension, of the product of the norms
 
 
 @functools.cache
@@ -41,9 +43,9 @@ def has_matrix_units() -> bool:
     return _CPUINFO.exists() and 'amx_bf16' in _CPUINFO.read_text(encoding='utf-8').split()
 
 
-def pays(documents: int, queries: int) -> bool:
-    """Whether a search for so many queries among so many documents is faster by a screen on this host."""
-    return has_matrix_units() and documents * queries >= _FEWEST
+def pays(documents: int, queries: int, k: int) -> bool:
+    """Whether a screen is faster on this host: it compiles, keeps more than K, and ranks that again."""
+    return has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
@@ -68,10 +70,11 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
         if hopeless:
             return plain(queries, progress)
         ids, rounded, error = _screen(corpus, queries, middle, wide, progress)
-        close = rounded >= (rounded[:, k - 1] - 2 * error)[:, None]
+        close, dropped = rounded >= (rounded[:, k - 1] - 2 * error)[:, None], rounded[:, -1]
+        if wide == len(corpus):
+            close[:], dropped = True, np.float32(-np.inf)
         ids, scores = _rank(corpus, queries, ids, close, k, corpus_block)
-        sure = scores[:, -1] - queries @ middle > rounded[:, -1] + error
-        rest = np.flatnonzero(~sure) if wide < len(corpus) else []
+        rest = np.flatnonzero(scores[:, -1] - queries @ middle <= dropped + error)
         if len(rest):
             hopeless = len(rest) > len(queries) // 2
             uncounted = Progress('mine', total=None, unit='scores', every=float('inf'))
@@ -93,47 +96,49 @@ def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Arr
     `reach` is the largest norm of all documents so far, and the most by which one was moved.
     """
     docs = docs.astype(jnp.float32) - middle
-    coarse = docs.astype(jnp.bfloat16)
-    moved = docs - coarse.astype(jnp.float32)
-    norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, moved)])
+    # Not by a cast to and fro, which XLA may leave out.
+    rounded = jax.lax.reduce_precision(docs, exponent_bits=8, mantissa_bits=7)
+    norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, docs - rounded)])
     contracted = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(queries, coarse, contracted, preferred_element_type=jnp.float32), jnp.maximum(
-        reach, norms
+    products = jax.lax.dot_general(
+        queries, rounded.astype(jnp.bfloat16), contracted, preferred_element_type=jnp.float32
     )
+    return products, jnp.maximum(reach, norms)
 
 
 def _screen(
     corpus: np.ndarray, queries: np.ndarray, middle: np.ndarray, wide: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most."""
+    count, dim = corpus.shape
     width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
     shares = cut(len(queries), even(len(queries), exact.QUERIES_ON_HOST, multiple=host.cores()))
     kept = [exact.Reservoir(share.stop - share.start, wide, width) for share in shares]
     coarse = queries.astype(jnp.bfloat16)
     moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
-    out, reach = jax.device_put((np.zeros((len(queries), width), np.float32), np.zeros(2, np.float32)))
-    for tile in cut(len(corpus), width):
-        docs = np.empty((width, corpus.shape[1]), corpus.dtype)
-        count = tile.stop - tile.start
-        docs[:count], docs[count:] = corpus[tile], middle
+    coarse, center, reach = jax.device_put((coarse, middle, np.zeros(2, np.float32)))
+    out = jax.device_put(np.zeros((len(queries), width), np.float32))
+    view = []  # of `out`; emptied before its memory is given away again, for a thread may long hold `add`
+
+    def add(number: int) -> None:  # of the tile, below
+        kept[number].add(view[0][shares[number]], tile.start)
+
+    for tile in cut(count, width):
+        docs = corpus[tile]
+        if len(docs) < width:
+            filling = np.broadcast_to(middle.astype(corpus.dtype), (width - len(docs), dim))
+            docs = np.concatenate([docs, filling])
         # Products take all cores, and then the reservoirs do: side by side they would wait for each other.
-        out, reach = _products(coarse, docs, middle, reach, out)
-        # A view, which is gone before the memory is given back; what `np.asarray` makes would stay.
-        scores = np.from_dlpack(out)[:, :count]
-        add = functools.partial(_add, scores=scores, start=tile.start)
-        collections.deque(host.on_threads(add, zip(kept, shares, strict=True)), maxlen=0)
-        del scores, add
-        progress.add(len(queries) * count)
+        out, reach = _products(coarse, docs, center, reach, out)
+        view.append(np.from_dlpack(out)[:, : tile.stop - tile.start])  # `np.asarray` would stay with `out`
+        collections.deque(host.on_threads(add, range(len(shares))), maxlen=0)
+        view.clear()
+        progress.add(len(queries) * (tile.stop - tile.start))
     best = list(host.on_threads(exact.Reservoir.best, kept))
     ids, products = (np.concatenate(parts) for parts in zip(*best, strict=True))
     sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
     error = moved * far + (sizes + moved) * docs_moved
-    return ids, products, error + _SUM * sizes * (corpus.shape[1] * far + np.linalg.norm(middle))
-
-
-def _add(part: tuple[exact.Reservoir, slice], scores: np.ndarray, start: int) -> None:
-    reservoir, share = part
-    reservoir.add(scores[share], start)
+    return ids, products, error + _SUM * dim * sizes * (far + np.linalg.norm(middle))
 
 
 def _rank(
@@ -143,8 +148,10 @@ def _rank(
     scores = np.full(ids.shape, -np.inf, np.float32)
 
     def score(some: slice) -> None:
-        for query in range(some.start, some.stop):
+        for query in range(some.start, some.stop):  # `inside` is of the block, below
             places = np.flatnonzero(inside[query])
+            if not len(places):
+                continue
             docs = np.asarray(corpus[ids[query, places]], np.float32)
             scores[query, places] = np.vecdot(docs, queries[query])  # row by row, so that equal rows tie
 

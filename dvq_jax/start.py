@@ -116,7 +116,7 @@ def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainSta
     if run.dynamic:
         lists = None
     elif lists is None:
-        lists = assign_corpus(index, corpus)
+        lists = assign_corpus(index, corpus, together=True)
     if lists is not None and len(lists) != config.index.copies * len(corpus):
         raise InputError(
             f'init_from: {config.init_from} has no {config.index.copies} lists for each document of '

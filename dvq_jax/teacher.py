@@ -81,7 +81,7 @@ class Mining:
         if devices is None and not host.is_all_there_is():
             devices = jax.local_devices()
         if devices is None:
-            way = screened if screened.pays(len(self._corpus), len(self._queries)) else exact
+            way = screened if screened.pays(len(self._corpus), len(self._queries), self._k) else exact
             return way.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
         sizes = {'query_block': self._query_block, 'corpus_block': self._corpus_block}
         return exact.on_devices(self._corpus, self._k, devices=devices, **sizes)
@@ -107,7 +107,7 @@ def mine(
         processes of a `jax.distributed` run, on a folder that all of them see, share the work. None keeps
         nothing.
       devices: what to compute on by XLA; None takes all local accelerators, or where there are none this
-        host's BLAS.
+        host's cores, by BLAS, or by bfloat16 and float32 where that is faster (`screened`).
       query_block: at most so many queries are finished, and stored, together; each such block reads the
         corpus once.
       corpus_block: at most so many documents are scored at once on a device, which holds

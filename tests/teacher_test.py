@@ -122,7 +122,7 @@ def test_mine_does_not_take_another_inputs_cache(tmp_path):
 
 _ON_DEVICES = """
 import hashlib, jax, numpy as np
-from dvq_jax import screened, teacher
+from dvq_jax import teacher
 rng = np.random.default_rng(0)
 corpus, queries = (rng.normal(size=(n, 48)).astype(np.float32) for n in (3000, 700))
 for count in (1, 3, 8):
@@ -143,7 +143,7 @@ def test_mine_gives_the_same_bytes_on_any_number_of_devices():
 
 _ON_PROCESSES = """
 import hashlib, sys, jax, numpy as np
-from dvq_jax import screened, teacher
+from dvq_jax import teacher
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 rng = np.random.default_rng(0)
 corpus, queries = (rng.normal(size=(n, 16)).astype(np.float32) for n in (500, 90))
