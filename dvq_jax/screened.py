@@ -1,7 +1,7 @@
 """The exact Top-K on hosts whose cores have bfloat16 matrix units: rounded products choose, float32 ranks.
 
-Cores with AMX (Intel's server cores since 2023) multiply bfloat16 four to five times as fast as float32. How
-far a rounded product is off is known, by Cauchy-Schwarz,
+Cores with AMX (Intel's server cores since 2023) multiply bfloat16 several times as fast as float32. How far
+a rounded product is off is known, by Cauchy-Schwarz,
 
   |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
 
