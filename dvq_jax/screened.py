@@ -148,15 +148,18 @@ def _rank(
     scores = np.full(ids.shape, -np.inf, np.float32)
 
     def score(some: slice) -> None:
-        for query in range(some.start, some.stop):  # `inside` is of the block, below
+        for query in range(some.start, some.stop):  # of the block, below
             places = np.flatnonzero(inside[query])
             if not len(places):
                 continue
-            docs = np.asarray(corpus[ids[query, places]], np.float32)
+            docs = np.asarray(block[ids[query, places] - start], np.float32)
             scores[query, places] = np.vecdot(docs, queries[query])  # row by row, so that equal rows tie
 
     for start in range(0, len(corpus), corpus_block):  # a disk is read in one direction
+        block = corpus[start : start + corpus_block]
         inside = wanted & (ids >= start) & (ids < start + corpus_block)
+        if np.count_nonzero(inside) > len(block):  # rows are wanted more than once, and widened once
+            block = np.asarray(block, np.float32)
         collections.deque(host.on_threads(score, cut(len(queries), _RANKED)), maxlen=0)
     keys = np.sort(exact.order_keys(scores, ids), axis=1)[:, : -k - 1 : -1]
     return exact.rows_of(keys), exact.scores_of(keys)
