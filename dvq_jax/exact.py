@@ -22,7 +22,7 @@ Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 _TILE = 256  # queries that a device scores at once
 # What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
-QUERIES_ON_HOST = 1280
+_QUERIES_ON_HOST = 1280
 _DOCS_ON_HOST = 1024  # documents that it scores at once
 _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
@@ -136,26 +136,24 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     width = min(corpus_block, _DOCS_ON_HOST)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        shares = cut(len(queries), even(len(queries), QUERIES_ON_HOST, multiple=host.cores()))
-        kept = [Reservoir(share.stop - share.start, k, width) for share in shares]
+        kept = reservoirs(len(queries), k, width)
 
-        def add(number: int) -> int:  # of the block that is read, below
-            some = queries[shares[number]]
+        def add(part: tuple[slice, Reservoir]) -> int:  # of the block that is read, below
+            share, reservoir = part
+            some = queries[share]
             products = np.empty(len(some) * width, np.float32)
             for first in range(0, len(docs), width):
                 tile = docs[first : first + width]
                 scores = products[: len(some) * len(tile)].reshape(len(some), -1)
                 np.matmul(some, tile.T, out=scores)
-                kept[number].add(scores, start + first)
+                reservoir.add(scores, start + first)
             return len(some) * len(docs)
 
         for start in range(0, len(corpus), corpus_block):
             docs = np.asarray(corpus[start : start + corpus_block], np.float32)
-            for count in host.on_threads(add, range(len(shares))):
+            for count in host.on_threads(add, kept):
                 progress.add(count)
-        best = list(host.on_threads(Reservoir.best, kept))
-        ids, scores = (np.concatenate(parts) for parts in zip(*best, strict=True))
-        return ids, scores
+        return best(kept)
 
     return search
 
@@ -219,6 +217,19 @@ class Reservoir:
         self._filled = np.minimum(self._filled, self._k)
         full = self._filled == self._k
         self._bar[full] = scores_of(held[full, self._k - 1, None])
+
+
+def reservoirs(count: int, k: int, width: int) -> list[tuple[slice, Reservoir]]:
+    """One for each share of `count` queries; cores get as many, and all that a core's cache holds."""
+    shares = cut(count, even(count, _QUERIES_ON_HOST, multiple=host.cores()))
+    return [(share, Reservoir(share.stop - share.start, k, width)) for share in shares]
+
+
+def best(kept: Sequence[tuple[slice, Reservoir]]) -> tuple[np.ndarray, np.ndarray]:
+    """`Reservoir.best` of all shares' queries, in order."""
+    found = host.on_threads(lambda part: part[1].best(), kept)
+    ids, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return ids, scores
 
 
 def order_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:

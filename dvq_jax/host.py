@@ -4,9 +4,10 @@ Rows go in tiles, each through all of its products on one core, so that what is 
 core's cache: a thread for each core, and a BLAS thread for each of them.
 """
 
+import collections
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -44,6 +45,19 @@ def on_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
     """
     with _libraries().limit(limits=1, user_api='blas'):
         yield from _threads(os.getpid(), cores()).map(function, items)
+
+
+def each(function: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """As `on_threads`, for what a function does and not for what it returns.
+
+    Args:
+      function: of an item.
+      items: one alone is done by the caller's thread, which keeps BLAS's own ones.
+    """
+    if len(items) == 1:
+        function(items[0])
+    else:
+        collections.deque(on_threads(function, items), maxlen=0)
 
 
 @functools.cache

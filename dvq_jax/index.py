@@ -1,6 +1,5 @@
 """An exported index, opened for search: one class for every engine."""
 
-import collections
 import functools
 import os
 import pathlib
@@ -84,9 +83,7 @@ class Index:
                 _check_finite(queries, some)
                 scores[some], rows[some] = self._engine(self._transform(queries[some]), k=k, nprobe=nprobe)
 
-        shares = self._shares(len(queries))
-        each = host.on_threads if len(shares) > 1 else map
-        collections.deque(each(search, shares), maxlen=0)
+        host.each(search, self._shares(len(queries)))
         return scores, rows
 
     def _shares(self, count: int) -> list[list[slice]]:

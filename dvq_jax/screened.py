@@ -13,7 +13,6 @@ about the same way; it grows with the largest norm. Exact is, as anywhere, up to
 scores.
 """
 
-import collections
 import functools
 import pathlib
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax import exact, host
-from dvq_jax.blocks import cut, even
+from dvq_jax.blocks import cut
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
@@ -38,14 +37,14 @@ _SUM = 2.0**-22  # what float32 sums and scores may lose a dimension, of the pro
 
 
 @functools.cache
-def has_matrix_units() -> bool:
+def _has_matrix_units() -> bool:
     """Whether this host's cores have units for products of bfloat16."""
     return _CPUINFO.exists() and 'amx_bf16' in _CPUINFO.read_text(encoding='utf-8').split()
 
 
 def pays(documents: int, queries: int, k: int) -> bool:
     """Whether a screen is faster on this host: it compiles, keeps more than K, and ranks that again."""
-    return has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
+    return _has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
@@ -112,16 +111,16 @@ def _screen(
     """Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most."""
     count, dim = corpus.shape
     width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
-    shares = cut(len(queries), even(len(queries), exact.QUERIES_ON_HOST, multiple=host.cores()))
-    kept = [exact.Reservoir(share.stop - share.start, wide, width) for share in shares]
+    kept = exact.reservoirs(len(queries), wide, width)
     coarse = queries.astype(jnp.bfloat16)
     moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
     coarse, center, reach = jax.device_put((coarse, middle, np.zeros(2, np.float32)))
     out = jax.device_put(np.zeros((len(queries), width), np.float32))
     view = []  # of `out`; emptied before its memory is given away again, for a thread may long hold `add`
 
-    def add(number: int) -> None:  # of the tile, below
-        kept[number].add(view[0][shares[number]], tile.start)
+    def add(part: tuple[slice, exact.Reservoir]) -> None:  # of the tile, below
+        share, reservoir = part
+        reservoir.add(view[0][share], tile.start)
 
     for tile in cut(count, width):
         docs = corpus[tile]
@@ -131,11 +130,10 @@ def _screen(
         # Products take all cores, and then the reservoirs do: side by side they would wait for each other.
         out, reach = _products(coarse, docs, center, reach, out)
         view.append(np.from_dlpack(out)[:, : tile.stop - tile.start])  # `np.asarray` would stay with `out`
-        collections.deque(host.on_threads(add, range(len(shares))), maxlen=0)
+        host.each(add, kept)
         view.clear()
         progress.add(len(queries) * (tile.stop - tile.start))
-    best = list(host.on_threads(exact.Reservoir.best, kept))
-    ids, products = (np.concatenate(parts) for parts in zip(*best, strict=True))
+    ids, products = exact.best(kept)
     sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
     error = moved * far + (sizes + moved) * docs_moved
     return ids, products, error + _SUM * dim * sizes * (far + np.linalg.norm(middle))
@@ -160,6 +158,6 @@ def _rank(
         inside = wanted & (ids >= start) & (ids < start + corpus_block)
         if np.count_nonzero(inside) > len(block):  # rows are wanted more than once, and widened once
             block = np.asarray(block, np.float32)
-        collections.deque(host.on_threads(score, cut(len(queries), _RANKED)), maxlen=0)
+        host.each(score, cut(len(queries), _RANKED))
     keys = np.sort(exact.order_keys(scores, ids), axis=1)[:, : -k - 1 : -1]
     return exact.rows_of(keys), exact.scores_of(keys)

@@ -64,3 +64,17 @@ def test_progress_says_how_far_and_ends_once(capsys):
     assert len(lines) == 2
     assert lines[0].startswith('encode: 7/10 documents (70%)') and 'to go' in lines[0]
     assert '10/10 documents (100%)' in lines[1] and lines[1].endswith('in all; loss 1')
+
+
+def test_work_that_was_quick_ends_without_a_line(capsys):
+    quick = Progress('encode', total=10, unit='documents')
+    quick.add(10)
+    quick.end()
+    assert not capsys.readouterr().err
+    slow = Progress('encode', total=10, unit='documents', every=0.0)
+    slow.add(7)
+    slow._every = 60.0
+    slow.add(3)
+    slow.end()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and '10/10 documents (100%)' in lines[1]

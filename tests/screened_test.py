@@ -116,10 +116,10 @@ def test_pays_where_the_processor_says_that_it_has_the_units(tmp_path, monkeypat
     for flags, expected in (('fpu avx512f amx_bf16 amx_tile', True), ('fpu avx512f avx512_bf16', False)):
         (tmp_path / 'cpuinfo').write_text(f'processor\t: 0\nflags\t\t: {flags}\n', encoding='utf-8')
         monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'cpuinfo')
-        screened.has_matrix_units.cache_clear()
+        screened._has_matrix_units.cache_clear()
         assert screened.pays(100_000, 10_000, 200) == expected
         assert not screened.pays(1000, 1000, 10) and not screened.pays(100_000, 10_000, 10_000)
     monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'nothing')
-    screened.has_matrix_units.cache_clear()
+    screened._has_matrix_units.cache_clear()
     assert not screened.pays(100_000, 10_000, 200)
-    screened.has_matrix_units.cache_clear()
+    screened._has_matrix_units.cache_clear()
