@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import host
+from dvq_jax import host, host_encode
 from dvq_jax.blocks import cut
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign
@@ -215,7 +215,7 @@ def assign_corpus(
     lists = np.empty(own.stop - own.start, np.int32)
     progress = Progress('assign', total=len(lists), unit='documents')
     for rows in cut(len(lists), _HOST_BLOCK):
-        lists[rows] = host.assign(params, *read(slice(own.start + rows.start, own.start + rows.stop)))
+        lists[rows] = host_encode.assign(params, *read(slice(own.start + rows.start, own.start + rows.stop)))
         progress.add(rows.stop - rows.start)
     progress.end()
     return joined(lists, count) if together else lists

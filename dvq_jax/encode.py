@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import blocks, codes, files, host, towers
+from dvq_jax import blocks, codes, files, host, host_encode, towers
 from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
@@ -268,13 +268,13 @@ class Encoder:
     ) -> Iterator[tuple[int, np.ndarray, Encoding]]:
         """(copy, rows, their encoding [devices, n, ...], which devices may still be at)."""
         for width, rows in _groups(region, self._audience):
-            on_host = not width and host.is_all_there_is()  # NumPy, which reads what it encodes
+            on_host = not width and host.is_all_there_is()  # which reads what it encodes
             for some in _pieces(rows, whole=on_host):
                 docs = None if on_host else gather(self._corpus, some)
                 for copy, own in enumerate(copies):
                     mine = None if own is None else own[some]
                     if on_host:
-                        part = host.encode(self._params, self._corpus, some, mine)
+                        part = host_encode.encode(self._params, self._corpus, some, mine)
                         yield copy, some, jax.tree.map(lambda x: x[None], part)
                     else:
                         yield copy, some, self._on_devices(some, docs, mine, width=width)

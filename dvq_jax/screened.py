@@ -1,6 +1,6 @@
 """The exact Top-K on hosts whose cores have bfloat16 matrix units: rounded products choose, float32 ranks.
 
-Cores with AMX (Intel's server cores since 2023) multiply bfloat16 several times as fast as float32. How far
+Such cores (`host.has_matrix_units`) multiply bfloat16 several times as fast as float32. How far
 a rounded product is off is known, by Cauchy-Schwarz,
 
   |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
@@ -14,7 +14,6 @@ scores.
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ from dvq_jax.blocks import cut
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array
 
-_CPUINFO = pathlib.Path('/proc/cpuinfo')
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
 _OF = 64  # documents for each that a query gets, at least
 _SAMPLE = 4096  # documents whose mean is taken
@@ -36,15 +34,9 @@ _RANKED = 64  # queries whose documents a thread ranks in one go
 _SUM = 2.0**-22  # what float32 sums and scores may lose a dimension, of the product of the norms
 
 
-@functools.cache
-def _has_matrix_units() -> bool:
-    """Whether this host's cores have units for products of bfloat16."""
-    return _CPUINFO.exists() and 'amx_bf16' in _CPUINFO.read_text(encoding='utf-8').split()
-
-
 def pays(documents: int, queries: int, k: int) -> bool:
     """Whether a screen is faster on this host: it compiles, keeps more than K, and ranks that again."""
-    return _has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
+    return host.has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:

@@ -10,10 +10,10 @@ from dvq_jax import corpus, host, quantizer
 from tests.quantizer_test import random_docs, random_index
 
 
-@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
+@pytest.mark.parametrize('by', ['host', 'devices'])
 @pytest.mark.parametrize('count', [1, 1500, corpus.BLOCK + 3])
 def test_blocks_equal_the_whole(count, by, monkeypatch):
-    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'BLAS')
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'host')
     index, docs = random_index(), random_docs(1, count).astype(np.float16)
     lists = corpus.assign_corpus(index, docs)
     np.testing.assert_array_equal(lists, quantizer.assign(index, docs))

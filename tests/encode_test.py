@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from dvq_jax import corpus, demand, encode, host, quantizer, towers
+from dvq_jax import corpus, demand, encode, host, host_encode, quantizer, towers
 from tests.quantizer_test import L, random_docs, random_index
 
 
-@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
+@pytest.mark.parametrize('by', ['host', 'devices'])
 @pytest.mark.parametrize('count', [1, 1500, corpus.BLOCK + 3])
 def test_blocks_equal_the_whole(count, by, monkeypatch):
-    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'BLAS')
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'host')
     index, docs = random_index(), random_docs(1, count).astype(np.float16)
     expected = quantizer.encode(index, docs)
     encoding = encode.encode_corpus(index, docs)
@@ -16,9 +16,9 @@ def test_blocks_equal_the_whole(count, by, monkeypatch):
     np.testing.assert_array_equal(encoding.codes, expected.codes)
 
 
-@pytest.mark.parametrize('by', ['BLAS', 'XLA'])
+@pytest.mark.parametrize('by', ['host', 'devices'])
 def test_keeps_frozen_lists(by, monkeypatch):
-    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'BLAS')
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'host')
     index, docs = random_index(), random_docs(1, 1500)
     lists = (np.arange(1500) % L).astype(np.int32)
     encoding = encode.encode_corpus(index, docs, lists)
@@ -75,7 +75,7 @@ def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch, audien
         return corpus[rows]
 
     monkeypatch.setattr(encode, 'gather', gather)
-    monkeypatch.setattr(host, 'gather', gather)
+    monkeypatch.setattr(host_encode, 'gather', gather)
     settings = {'audience': audience, 'quiet': True}
     with pytest.raises(KeyboardInterrupt):
         encode.encode_corpus(index, docs, lists, store=encode.Store(tmp_path / 'S'), **settings)

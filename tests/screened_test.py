@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import exact, screened
+from dvq_jax import exact, host, screened
 from dvq_jax.progress import Progress
 
 
@@ -112,14 +112,8 @@ def test_equal_documents_tie_by_lowest_row():
     assert np.all(scores.reshape(12, 10, 3) == scores[:, ::3, None])
 
 
-def test_pays_where_the_processor_says_that_it_has_the_units(tmp_path, monkeypatch):
-    for flags, expected in (('fpu avx512f amx_bf16 amx_tile', True), ('fpu avx512f avx512_bf16', False)):
-        (tmp_path / 'cpuinfo').write_text(f'processor\t: 0\nflags\t\t: {flags}\n', encoding='utf-8')
-        monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'cpuinfo')
-        screened._has_matrix_units.cache_clear()
-        assert screened.pays(100_000, 10_000, 200) == expected
+def test_pays_where_the_processor_has_the_units(monkeypatch):
+    for units in (True, False):
+        monkeypatch.setattr(host, 'has_matrix_units', lambda units=units: units)
+        assert screened.pays(100_000, 10_000, 200) == units
         assert not screened.pays(1000, 1000, 10) and not screened.pays(100_000, 10_000, 10_000)
-    monkeypatch.setattr(screened, '_CPUINFO', tmp_path / 'nothing')
-    screened._has_matrix_units.cache_clear()
-    assert not screened.pays(100_000, 10_000, 200)
-    screened._has_matrix_units.cache_clear()
