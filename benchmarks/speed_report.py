@@ -7,7 +7,7 @@ Row = Mapping[str, Any]
 
 _ENGINES = {
     'exported': 'ours, exported to ScaNN',
-    'exported_engine': "the same, ScaNN's part alone",
+    'exported_plain': 'ours, without a rotation',
     'native': "ScaNN's own training",
     'faiss': 'FAISS IVFPQ',
     'faiss_fast_scan': 'FAISS IVFPQFastScan',
@@ -110,7 +110,7 @@ def _search(rows: Sequence[Row]) -> str:
     for row in rows:
         speed = row['queries_per_second']
         for name in (name for name in _ENGINES if name in speed):
-            scanned = row['documents_scanned']['native' if name == 'native' else 'exported']
+            scanned = row['documents_scanned'].get(name, row['documents_scanned']['exported'])
             lines.append(
                 [
                     *(str(row[key]) for key in ('codebooks', 'codewords', 'cores', 'nprobe')),

@@ -1,8 +1,9 @@
 """Queries a second of an index that we wrote for ScaNN, against ScaNN's own training and FAISS.
 
-All have the same lists, bytes and probes, and none re-scores. Ours is the OPQ start, for what an index has
-learned does not change what its search costs. Indexes are written to a temporary folder and opened by
-processes that are bound to so many cores: an engine may start what threads it likes.
+All have the same lists, bytes and probes, and none re-scores. Ours are starts, for what an index has learned
+does not change what its search costs: by OPQ, and without a rotation, as ScaNN's own are. Indexes are written to
+a temporary folder and opened by processes that are bound to so many cores: an engine may start what threads it
+likes.
 """
 
 import functools
@@ -20,7 +21,7 @@ from scann.scann_ops.py import scann_ops_pybind
 from speed_timing import in_turn
 
 import dvq_jax
-from dvq_jax import encode, initialize, metrics, quantizer, search, teacher
+from dvq_jax import encode, initialize, metrics, search, teacher
 from dvq_jax.export import faiss as faiss_export
 from dvq_jax.export import scann as scann_export
 from dvq_jax.types import Encoding, IndexParams
@@ -30,29 +31,41 @@ _SLOW = 'reference'
 _MORE = 4  # times as many rounds of the compiled engines, whose calls are short
 
 Engine = Callable[[np.ndarray, int], np.ndarray]
+Searched = Callable[..., np.ndarray]  # (queries, *, nprobe) -> documents that each meets
 
 
-def _build(
-    folder: pathlib.Path, docs: np.ndarray, *, lists: int, codebooks: int, codewords: int
-) -> tuple[IndexParams, Encoding, baselines.ScannIndex]:
-    """Writes every engine's index into the folder."""
-    shape = {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
-    params = initialize.initialize(docs, **shape)
+def _export(folder: pathlib.Path, docs: np.ndarray, **settings: Any) -> tuple[IndexParams, Encoding]:
+    params = initialize.initialize(docs, **settings)
     encoding = encode.encode_corpus(params, docs)
-    ids = map(str, range(len(docs)))
-    scann_export.write(folder / 'exported', params=params, encoding=encoding, doc_ids=ids)
+    scann_export.write(folder, params=params, encoding=encoding, doc_ids=map(str, range(len(docs))))
+    return params, encoding
+
+
+def _build(folder: pathlib.Path, docs: np.ndarray, shape: dict[str, int]) -> dict[str, Searched]:
+    """Writes every engine's index into the folder; returns what tells the documents that a search meets."""
+    params, encoding = _export(folder / 'exported', docs, **shape)
+    plain = _export(folder / 'exported_plain', docs, rotation='identity', **shape)
     np.savez(folder / 'ours.npz', lists=encoding.lists, codes=encoding.codes, **vars(params))
     whole = faiss_export.build(params, encoding, nprobe=1)
     faiss.write_index(whole, str(folder / 'faiss.index'))
-    if codewords == 16:
-        rotation, plain = faiss.downcast_VectorTransform(whole.chain.at(0)), faiss.downcast_index(whole.index)
-        fast = faiss.IndexPreTransform(rotation, faiss.IndexIVFPQFastScan(plain))
+    if shape['codewords'] == 16:
+        rotation, pq = faiss.downcast_VectorTransform(whole.chain.at(0)), faiss.downcast_index(whole.index)
+        fast = faiss.IndexPreTransform(rotation, faiss.IndexIVFPQFastScan(pq))
         faiss.write_index(fast, str(folder / 'faiss_fast_scan.index'))
     native = baselines.train_scann(docs, **shape)
     (folder / 'native').mkdir()
     native.searcher.serialize(str(folder / 'native'))
     np.save(folder / 'native_rows.npy', native.rows)
-    return params, encoding, native
+    return {
+        'exported': functools.partial(search.documents_scanned, params, encoding),
+        'exported_plain': functools.partial(search.documents_scanned, *plain),
+        'native': native.documents_scanned,
+    }
+
+
+def _exported_engine(folder: pathlib.Path, k: int) -> Engine:
+    index = dvq_jax.open_index(folder)
+    return lambda queries, nprobe: index.search_rows(queries, k=k, nprobe=nprobe)[1]
 
 
 def _scann_engine(folder: pathlib.Path, k: int) -> Engine:
@@ -79,34 +92,30 @@ def _reference_engine(params: IndexParams, encoding: Encoding, k: int) -> Engine
     return lambda queries, nprobe: search.search(params, inverted, queries, k=k, nprobe=nprobe)[1]
 
 
-def _open(folder: pathlib.Path, k: int) -> tuple[dict[str, Engine], IndexParams]:
-    """What searches the folder's indexes, and the rotation that 'exported_engine' wants done before."""
+def _open(folder: pathlib.Path, k: int) -> dict[str, Engine]:
+    """What searches the folder's indexes."""
     with np.load(folder / 'ours.npz') as stored:
         arrays = dict(stored)
     encoding = Encoding(lists=arrays.pop('lists'), codes=arrays.pop('codes'))
-    params, index = IndexParams(**arrays), dvq_jax.open_index(folder / 'exported')
-    engines = {
-        'exported': lambda queries, nprobe: index.search_rows(queries, k=k, nprobe=nprobe)[1],
-        'exported_engine': _scann_engine(folder / 'exported', k),
+    engines = {name: _exported_engine(folder / name, k) for name in ('exported', 'exported_plain')}
+    engines |= {
         'native': _scann_engine(folder / 'native', k),
-        _SLOW: _reference_engine(params, encoding, k),
+        _SLOW: _reference_engine(IndexParams(**arrays), encoding, k),
     }
     for path in sorted(folder.glob('*.index')):
         engines[path.stem] = _faiss_engine(path, k)
-    return engines, params
+    return engines
 
 
 def _time(folder: pathlib.Path, *, nprobe: list[int], k: int, repeats: int) -> list[dict[str, Any]]:
     """In a process of its own: for each P, seconds and recall of each engine."""
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
-    engines, params = _open(folder, k)
+    engines = _open(folder, k)
     queries, wanted = np.load(folder / 'queries.npy'), np.load(folder / 'teacher.npy')
-    rotated = np.asarray(quantizer.rotate(params, queries))
-    given = {name: rotated if name == 'exported_engine' else queries for name in engines}
     native_rows = np.load(folder / 'native_rows.npy')
     rows = []
     for probes in nprobe:
-        calls = {name: functools.partial(run, given[name], probes) for name, run in engines.items()}
+        calls = {name: functools.partial(run, queries, probes) for name, run in engines.items()}
         slow = {_SLOW: calls.pop(_SLOW)}
         seconds = in_turn(calls, _MORE * repeats) | in_turn(slow, repeats)
         recall = {}
@@ -145,28 +154,28 @@ def measure(
 
     Returns:
       A row for each number of cores and P: the sizes, 'queries_per_second' and 'teacher@10' of each engine,
-      'documents_scanned' for a query of ours and of ScaNN's own, and 'exported_over_native'. Engines are
-      'exported' (what `open_index` returns: rotation, ScaNN, padding), 'exported_engine' (its ScaNN alone),
-      'native' (ScaNN's own training), 'reference', 'faiss' and for 16 codewords 'faiss_fast_scan', both with
-      our lists and codes.
+      'documents_scanned' for a query of ours and of ScaNN's own, and 'over_native'. Engines are 'exported'
+      and 'exported_plain' (what `open_index` returns, with a rotation and without), 'native' (ScaNN's own
+      training), 'reference', 'faiss' and for 16 codewords 'faiss_fast_scan', the last three with our
+      rotation, lists and codes.
     """
     about = {'documents': len(docs), 'queries': len(queries), 'dim': docs.shape[1], 'k': k}
-    about |= {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
+    shape = {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.save(folder / 'queries.npy', queries)
         np.save(folder / 'teacher.npy', teacher.mine(docs, queries, AGREED)[0])
-        shape = {'lists': lists, 'codebooks': codebooks, 'codewords': codewords}
-        params, encoding, native = _build(folder, docs, **shape)
+        searched = _build(folder, docs, shape)
         rows = []
         for count in cores:
             timed = functools.partial(_time, folder, nprobe=nprobe, k=k, repeats=repeats)
             for row in apart(timed, cores=count):
-                ours = search.documents_scanned(params, encoding, queries, nprobe=row['nprobe'])
-                theirs = native.documents_scanned(queries, nprobe=row['nprobe'])
+                scanned = {
+                    name: float(documents(queries, nprobe=row['nprobe']).mean())
+                    for name, documents in searched.items()
+                }
                 speed = row['queries_per_second']
-                scanned = {'exported': float(ours.mean()), 'native': float(theirs.mean())}
-                ratio = speed['exported'] / speed['native']
-                row |= {'documents_scanned': scanned, 'exported_over_native': ratio}
-                rows.append({**about, 'cores': count, **row})
+                ratios = {name: speed[name] / speed['native'] for name in ('exported', 'exported_plain')}
+                row |= {'documents_scanned': scanned, 'over_native': ratios}
+                rows.append({**about, **shape, 'cores': count, **row})
     return rows

@@ -191,6 +191,18 @@ def test_transform_blocks_and_towers_survive_the_file(tmp_path):
     np.testing.assert_allclose(apply(many), expected, atol=1e-4)
 
 
+def test_a_transform_that_changes_nothing_multiplies_nothing():
+    many = queries()
+    assert transform.QueryTransform(rotation=np.eye(DIM), tower=Tower())(many) is many
+    swapped = np.eye(DIM)[::-1]
+    np.testing.assert_array_equal(
+        transform.QueryTransform(rotation=swapped, tower=Tower())(many), many[:, ::-1]
+    )
+    module = towers.build('linear')
+    tree = jax.tree.map(np.zeros_like, towers.initial_params(module, DIM, seed=0))
+    assert not transform.QueryTransform(rotation=np.eye(DIM), tower=Tower('linear', {}, tree))(many).any()
+
+
 def test_scann_opens_it_as_its_own(tmp_path):
     from scann.scann_ops.py import scann_ops_pybind
 

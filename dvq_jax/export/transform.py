@@ -78,6 +78,8 @@ def _kind(array: Any) -> tuple[tuple[int, ...], np.dtype]:
 class QueryTransform:
     """Queries from the caller's space to the index's, ṽ = tower(v)·R.
 
+    A linear tower and the rotation are one product, and none where that changes nothing.
+
     Example:
       transform = QueryTransform.read('index/query_transform.npz', name='identity', args={}, dim=384)
       rotated = transform(queries)
@@ -90,12 +92,14 @@ class QueryTransform:
     def __init__(self, *, rotation: np.ndarray, tower: Tower):
         tower = Tower() if towers.reads_text(tower.name) else tower
         module = towers.build(tower.name, **tower.args)
-        self._matrix, self._adapt = np.asarray(rotation, np.float32), None
+        unchanged = np.eye(len(rotation), dtype=np.float32)
+        matrix, self._adapt = np.asarray(rotation, np.float32), None
         if module.is_linear:
-            self._matrix = towers.apply(tower, np.eye(len(rotation), dtype=np.float32)) @ self._matrix
+            matrix = towers.apply(tower, unchanged) @ matrix
         else:
             tree = jax.tree.map(jnp.asarray, tower.params)
             self._adapt = functools.partial(jax.jit(module.apply), {'params': tree})
+        self._matrix = None if np.array_equal(matrix, unchanged) else matrix
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, name: str, args: dict[str, Any], dim: int) -> 'QueryTransform':
@@ -113,7 +117,8 @@ class QueryTransform:
           [q, D] float32.
         """
         queries = np.asarray(queries, np.float32)
-        return (queries if self._adapt is None else self._adapted(queries)) @ self._matrix
+        adapted = queries if self._adapt is None else self._adapted(queries)
+        return adapted if self._matrix is None else adapted @ self._matrix
 
     def _adapted(self, queries: np.ndarray) -> np.ndarray:
         """After a tower that is not a matrix; padded to a power of two, for few compiled shapes."""
