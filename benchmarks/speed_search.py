@@ -1,9 +1,9 @@
 """Queries a second of an index that we wrote for ScaNN, against ScaNN's own training and FAISS.
 
 All have the same lists, bytes and probes, and none re-scores. Ours are starts, for what an index has learned
-does not change what its search costs: by OPQ, and without a rotation, as ScaNN's own are. Indexes are written to
-a temporary folder and opened by processes that are bound to so many cores: an engine may start what threads it
-likes.
+does not change what its search costs: by OPQ, and without a rotation, as ScaNN's own are. Indexes are written
+to a temporary folder and opened by processes that are bound to so many cores: an engine may start whatever
+threads it likes.
 """
 
 import functools

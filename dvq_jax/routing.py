@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from dvq_jax import stages
 from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows, own_rows, total
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
@@ -59,6 +60,7 @@ def learn(
     nprobe: int,
     copies: int,
     seed: int,
+    kept: stages.Kept = stages.unkept,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Moves centroids and documents to where queries look; all processes call, and share the passes.
 
@@ -71,32 +73,39 @@ def learn(
       nprobe: P, the probes meant for serving.
       copies: lists that a document is stored in, 1 or 2.
       seed: of the batches.
+      kept: who keeps what each pass over the corpus has made.
 
     Returns:
       centroids [L, D] float32 and lists [copies·N] int32, all first lists before all second ones.
     """
-    lists = assign_corpus(_lists_alone(centroids), corpus, together=True)
-    sums, squares = _list_sums(corpus, lists, len(centroids))
-    sizes = np.bincount(lists, minlength=len(centroids))
-    distortion = _distortion(centroids, sums, squares, sizes)
+
+    def assigned() -> stages.Arrays:
+        lists = assign_corpus(_lists_alone(centroids), corpus, together=True)
+        return _with_sums(corpus, centroids=centroids, lists=lists)
+
+    now = kept('lists-0', assigned)
+    distortion = _distortion(now)
+    settings = {'nprobe': nprobe, 'distortion': distortion}
     steps = math.ceil(passes * len(demand.queries) / _BATCH)
     progress = Progress('route', total=rounds * steps, unit='steps')
+
+    def one_round(number: int) -> stages.Arrays:
+        moved, loss = _train(now, demand, steps=steps, distortion=distortion, seed=(seed, number))
+        lists = assign(moved, corpus, demand, **settings)
+        return {**_with_sums(corpus, centroids=moved, lists=lists), 'loss': loss}
+
     for number in range(rounds):
-        means = sums / np.maximum(sizes, 1)[:, None]
-        centroids, loss = _train(
-            centroids, demand, lists, means, steps=steps, distortion=distortion, seed=(seed, number)
-        )
-        lists = assign(centroids, corpus, demand, nprobe=nprobe, distortion=distortion)
-        sums, squares = _list_sums(corpus, lists, len(centroids))
-        sizes = np.bincount(lists, minlength=len(centroids))
-        progress.add(steps, note=f'loss {loss:.4g}')
-    progress.done(
-        note=f'distortion {_distortion(centroids, sums, squares, sizes) / distortion:.3f} of k-means'
-    )
+        now = kept(f'lists-{number + 1}', functools.partial(one_round, number))
+        progress.add(steps, note=f'loss {now["loss"]:.4g}')
+    progress.done(note=f'distortion {_distortion(now) / distortion:.3f} of k-means')
+    moved, lists = now['centroids'], now['lists']
+
+    def once_more() -> stages.Arrays:
+        return {'lists': assign(moved, corpus, demand, **settings, taken=lists)}
+
     if copies == 2:
-        seconds = assign(centroids, corpus, demand, nprobe=nprobe, distortion=distortion, taken=lists)
-        lists = np.concatenate([lists, seconds])
-    return centroids, lists
+        lists = np.concatenate([lists, kept('second-lists', once_more)['lists']])
+    return moved, lists
 
 
 def _lists_alone(centroids: np.ndarray) -> IndexParams:
@@ -105,26 +114,30 @@ def _lists_alone(centroids: np.ndarray) -> IndexParams:
     return IndexParams(centroids, np.zeros((1, 1, dim), np.float32), np.eye(dim, dtype=np.float32))
 
 
-def _list_sums(corpus: np.ndarray, lists: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Σ of the documents of each list, [L, D] float32, and Σ‖v‖² of all; processes share the work.
+def _with_sums(corpus: np.ndarray, *, centroids: np.ndarray, lists: np.ndarray) -> stages.Arrays:
+    """Both arrays, and the documents' 'sums' by list, [L, D], and 'squares', Σ‖v‖²; processes share the work.
 
     In float64, so that the number of processes is hardly ever seen in what is rounded to float32.
     """
     own = own_rows(len(corpus))
-    sums, squares = np.zeros((count, corpus.shape[1])), np.zeros(1)
+    sums, squares = np.zeros(centroids.shape), np.zeros(1)
     for rows, block in by_blocks(corpus[own]):
         squares += np.sum(np.square(block), dtype=np.float64)
         held_by = lists[own][rows]
         order = np.argsort(held_by, kind='stable')
         held, starts = np.unique(held_by[order], return_index=True)
         sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
-    return total(sums).astype(np.float32), float(total(squares)[0])
+    sums, squares = total(sums).astype(np.float32), total(squares)
+    return {'centroids': centroids, 'lists': lists, 'sums': sums, 'squares': squares}
 
 
-def _distortion(centroids: np.ndarray, sums: np.ndarray, squares: float, sizes: np.ndarray) -> float:
+def _distortion(now: stages.Arrays) -> float:
     """The mean ‖v − o‖² of documents and the centroids of their lists."""
-    cross = np.sum(centroids * sums, dtype=np.float64)
-    return float(squares - 2 * cross + np.sum(sizes * np.sum(centroids**2, axis=1))) / float(np.sum(sizes))
+    centroids = now['centroids']
+    cross = np.sum(centroids * now['sums'], dtype=np.float64)
+    sizes = np.bincount(now['lists'], minlength=len(centroids))
+    norms = np.sum(sizes * np.sum(centroids**2, axis=1))
+    return float(now['squares'][0] - 2 * cross + norms) / float(np.sum(sizes))
 
 
 @functools.partial(jax.jit, static_argnames=('optimizer', 'temperature', 'tether'), donate_argnums=(0, 1))
@@ -159,30 +172,26 @@ def _step(
 
 
 def _train(
-    centroids: np.ndarray,
-    demand: Demand,
-    lists: np.ndarray,
-    means: np.ndarray,
-    *,
-    steps: int,
-    distortion: float,
-    seed: tuple[int, int],
-) -> tuple[np.ndarray, float]:
+    now: stages.Arrays, demand: Demand, *, steps: int, distortion: float, seed: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """The first half of a round; every process does the same. Returns the last loss too."""
+    centroids, lists = now['centroids'], now['lists']
+    sizes = np.bincount(lists, minlength=len(centroids))
     rms = float(np.sqrt(np.mean(np.square(centroids, dtype=np.float64))))
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * rms, steps))
     depth = min(_DEPTH, demand.topk_ids.shape[1])
     scores = demand.topk_scores[:, :depth] / (_TEACHER_TEMPERATURE * demand.spread)
     weights = np.exp(scores - scores[:, :1])
     weights /= weights.sum(axis=1, keepdims=True)
-    shares = jnp.asarray(np.bincount(lists, minlength=len(centroids)) / len(lists), jnp.float32)
+    shares = jnp.asarray(sizes / len(lists), jnp.float32)
+    means = jnp.asarray(now['sums'] / np.maximum(sizes, 1)[:, None])
     rng = np.random.default_rng(seed)
-    now, loss = jnp.array(centroids), jnp.zeros(())
-    opt_state, means = optimizer.init(now), jnp.asarray(means)
+    learnt, loss = jnp.array(centroids), jnp.zeros(())
+    opt_state = optimizer.init(learnt)
     for _ in range(steps):
         rows = rng.integers(0, len(demand.queries), _BATCH)
-        now, opt_state, loss = _step(
-            now,
+        learnt, opt_state, loss = _step(
+            learnt,
             opt_state,
             demand.queries[rows],
             (lists[demand.topk_ids[rows, :depth]], weights[rows]),
@@ -193,7 +202,7 @@ def _train(
             tether=_TETHER / distortion,
         )
     # Where sums have no order, as on GPUs, processes may differ in the last bits; from here on they must not.
-    return np.asarray(multihost_utils.broadcast_one_to_all(now)), float(loss)
+    return np.asarray(multihost_utils.broadcast_one_to_all(learnt)), np.asarray(loss)
 
 
 def _probed(centroids: Array, degrees: Array, queries: Array) -> Array:

@@ -7,11 +7,13 @@
 3. `config.init_from` names another run's workdir: take its index and query tower, and begin at step 0.
 4. Else the index is initialised from the corpus.
 
-The frozen lists are written once, the first checkpoint is the index before training, and what is interrupted
-in between is done again with the same result.
+The frozen lists are written once, and the first checkpoint is the index before training. Until then what is
+finished is kept, stage by stage, under `start/`: an interrupted start goes on after the last stage, and comes
+to the same result.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -22,6 +24,7 @@ from dvq_jax import checkpoint, evaluate, files, initialize, routing, towers
 from dvq_jax.corpus import assign_corpus
 from dvq_jax.errors import InputError
 from dvq_jax.run import Run, blank_state, flatten, initial_tower, tower_of
+from dvq_jax.stages import Stages
 from dvq_jax.train_step import TrainState, init_state
 from dvq_jax.types import IndexParams
 
@@ -63,18 +66,28 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
             )
 
 
+def stages_of(run: Run) -> Stages:
+    """What an interrupted start of the run, by the same config and dataset, has finished."""
+    config = {key: value for key, value in flatten(run.config.to_dict()).items() if key not in _MAY_DIFFER}
+    return Stages(
+        run.workdir / 'start', repr((sorted(config.items()), run.dataset.fingerprint, run.dataset.digest))
+    )
+
+
 def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
-    """k-means, lists that queries reach, (O)PQ; and the lists, where queries decided them."""
-    config, corpus = run.config, run.dataset.corpus
+    """k-means, lists that queries reach, (O)PQ; and the lists, where they are frozen."""
+    config, corpus, kept = run.config, run.dataset.corpus, stages_of(run)
     settings, lists = config.initialize.to_dict(), None
     draws = {'seed': config.seed, 'sample': settings['sample'], 'seeding': settings['seeding']}
-    centroids = initialize.coarse(
+    coarse = functools.partial(
+        initialize.coarse,
         corpus,
         lists=config.index.lists,
         iterations=settings['coarse_iterations'],
         spherical=settings['spherical'],
         **draws,
     )
+    centroids = kept('centroids', lambda: {'centroids': coarse()})['centroids']
     if run.routed:
         centroids, lists = routing.learn(
             centroids,
@@ -85,8 +98,10 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
             nprobe=config.eval.nprobe,
             copies=config.index.copies,
             seed=config.seed,
+            kept=kept,
         )
-    index = initialize.fine(
+    fine = functools.partial(
+        initialize.fine,
         corpus,
         centroids,
         decided=lists,
@@ -97,6 +112,9 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
         pq_iterations=settings['pq_iterations'],
         **draws,
     )
+    index = IndexParams(**kept('index', lambda: vars(fine())))
+    if lists is None and not run.dynamic:
+        lists = kept('lists', lambda: {'lists': assign_corpus(index, corpus, together=True)})['lists']
     return index, lists
 
 

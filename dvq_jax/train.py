@@ -19,7 +19,7 @@ from dvq_jax.errors import InputError
 from dvq_jax.memory import encoder_floats, step_bytes
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_of
-from dvq_jax.start import Start, starting_point
+from dvq_jax.start import Start, stages_of, starting_point
 from dvq_jax.train_step import TrainState, index_params, make_train_step, put
 
 _TRACED = 10  # steps in a profile
@@ -224,6 +224,7 @@ def _loop(
     step = first
     if not start.resumed:
         save(first)
+        stages_of(run).remove()
     trace = _Trace(run)
     for step in range(first + 1, run.steps + 1):
         trace.before(step)
