@@ -35,7 +35,9 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
     lists = np.random.default_rng(0).integers(0, index.lists, len(run.dataset.corpus), np.int32)
     about = {'threads': config.data.threads, 'batch_size': config.data.batch_size}
     host = training_batches(run.dataset, mixture=run.mixture, seed=config.seed, lists=lists, **about)
-    step = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
+    step = make_train_step(
+        tower=run.tower, optimizer=run.optimizer, objective=run.objective, trained=run.trained
+    )
     start = make_index(dim=dim, lists=index.lists, codebooks=index.codebooks, codewords=index.codewords)
     state = init_state(start, towers.initial_params(run.tower, dim, seed=config.seed), run.optimizer)
     held = next(host).batch

@@ -74,7 +74,12 @@ def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[B
         estimator_temperature=1.0,
     )
     transformation = optimizer.build(_RATES, steps=1, schedules=_GROUPS)
-    step_fn = make_train_step(tower=towers.build('identity'), optimizer=transformation, objective=objective)
+    step_fn = make_train_step(
+        tower=towers.build('identity'),
+        optimizer=transformation,
+        objective=objective,
+        trained=[group for group, rate in _RATES.items() if rate],
+    )
     state = init_state(index, {}, transformation)
 
     def step(batch: Batch) -> float:

@@ -149,12 +149,12 @@ def first_occurrence(ids: Array) -> Array:
     Example:
       first_occurrence(jnp.array([7, 3, 7, -1]))  # [True, True, False, False]
     """
-    order = jnp.argsort(ids, axis=-1, stable=True)
-    ranked = jnp.take_along_axis(ids, order, axis=-1)
+    # Sorts that carry what is wanted along: accelerators gather single numbers slowly.
+    places = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
+    ranked, order = jax.lax.sort((ids, places), num_keys=1, is_stable=True)
     head = jnp.ones_like(ranked[..., :1], dtype=bool)
     new = jnp.concatenate([head, ranked[..., 1:] != ranked[..., :-1]], axis=-1)
-    back = jnp.argsort(order, axis=-1)
-    return jnp.take_along_axis(new, back, axis=-1) & (ids >= 0)
+    return jax.lax.sort((order, new), num_keys=1)[1] & (ids >= 0)
 
 
 def pool(values: Array, axis_name: str) -> Array:

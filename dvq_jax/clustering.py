@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvq_jax.codewords import pick, sums
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import nearest
@@ -84,10 +85,9 @@ def _lloyd_block(values: Array, weights: Array, centers: Array) -> tuple[Array, 
     grouped = values.reshape(-1, groups, width)
     chosen, gaps = nearest(grouped, centers)
     squared = gaps + jnp.sum(jnp.square(grouped), axis=-1)
-    slots = jnp.arange(groups)
-    sums = jnp.zeros_like(centers).at[slots, chosen].add(grouped * weights[:, None, None])
-    counts = jnp.zeros((groups, count)).at[slots, chosen].add(weights[:, None])
-    return sums, counts, jnp.sum(squared * weights[:, None], axis=0)
+    weighted = weights[:, None, None] * jnp.concatenate([grouped, jnp.ones((*squared.shape, 1))], axis=-1)
+    totals = sums(chosen, weighted, words=count)
+    return totals[..., :-1], totals[..., -1], jnp.sum(squared * weights[:, None], axis=0)
 
 
 @functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None), out_axes=None)
@@ -98,7 +98,7 @@ def _lloyd_sums(points: Points, centers: Array) -> tuple[Array, Array, Array]:
 def _moment_block(values: Array, _weights: Array, codebooks: Array) -> Array:
     books, _, width = codebooks.shape
     chosen, _ = nearest(values.reshape(-1, books, width), codebooks)
-    approximate = codebooks[jnp.arange(books), chosen].reshape(values.shape)
+    approximate = pick(codebooks, chosen).reshape(values.shape)
     return jnp.matmul(values.T, approximate, precision=_PRECISION)
 
 
@@ -196,9 +196,9 @@ def _lloyd(
     rng = np.random.default_rng(seed)
     distortion = float('nan')
     for _ in range(iterations):
-        sums, counts, squared = (np.array(x) for x in _lloyd_sums(points, centers))
+        totals, counts, squared = (np.array(x) for x in _lloyd_sums(points, centers))
         distortion = float(squared.sum() / counts[0].sum())
-        centers = sums / np.maximum(counts, 1)[..., None]
+        centers = totals / np.maximum(counts, 1)[..., None]
         _repair(centers, counts, rng)
         if spherical:
             centers /= np.maximum(np.linalg.norm(centers, axis=-1, keepdims=True), 1e-12)

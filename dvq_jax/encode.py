@@ -34,6 +34,7 @@ _REGION = 2**18
 _CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 64, 512
 _KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
+_TILE = 8  # rows of a float32 array that lie together in a TPU's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _choose_block(
     def some(docs, queries, weights, scores, lists=None):
         start = encode(params, docs, lists)
         coarse = params.centroids[start.lists]
-        students = table[:, queries]
+        students = codes.by_codebook(params, table[queries])
         own = codes.by_codebook(params, coarse)
         reached = jnp.einsum('mnbs,mns->nb', students, own, precision=jax.lax.Precision.HIGHEST)
         chosen = codes.choose(
@@ -238,8 +239,8 @@ class Encoder:
         demand = self._audience.demand
         transformed = towers.apply(self._audience.tower, demand.queries, demand.texts)
         rotated = np.asarray(rotate(self._params, jnp.asarray(transformed)))
-        padded = np.concatenate([rotated, np.zeros_like(rotated[:1])])  # the last row pads
-        table = np.ascontiguousarray(codes.by_codebook(self._params, padded))
+        # Row Q pads documents' queries. A TPU takes whole tiles of rows as they are, others it would copy.
+        table = np.pad(rotated, ((0, _TILE - len(rotated) % _TILE), (0, 0)))
         products = np.asarray(codes.codeword_products(jnp.asarray(self._params.codebooks)))
         return replicated((products, table))
 

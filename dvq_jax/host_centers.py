@@ -7,7 +7,8 @@ Cauchy-Schwarz a squared distance ‖x‖² + ‖c‖² − 2⟨x̃, c̃⟩ of r
 
 so that the nearest by rounded products is the nearest where no other one is within 2·e of it. Vectors of
 which that is not so, usually a few in a hundred, are looked up in float32. All are taken relative to the mean
-of the centers, which changes no distance, and makes e small.
+of the centers, which changes no distance, and makes e small. Norms below 1e-15 are not for a screen: squares of
+what is rounded off would be 0.
 """
 
 import functools
@@ -21,7 +22,7 @@ from dvq_jax.blocks import cut
 from dvq_jax.types import Array
 
 _FEWEST = 2**34  # multiplications from which on a screen pays, for it compiles
-_ROWS = 2048  # vectors that a call takes,
+ROWS = 2048  # vectors that a call of XLA takes,
 _BLOCK = 128  # and that it compares at once: their distances should stay in a core's cache
 _DISTANCES = 2**20  # that BLAS computes at once, for the same reason
 _SUM = 2.0**-22  # what float32 sums may lose a dimension, of the product of the norms
@@ -62,8 +63,8 @@ class Centers:
         if self._screen is None:
             return self._by_blas(vectors, taken)
         found = np.empty(len(vectors), np.int32)
-        for part in cut(len(vectors), _ROWS):
-            padding = _ROWS - (part.stop - part.start)
+        for part in cut(len(vectors), ROWS):
+            padding = ROWS - (part.stop - part.start)
             rows = np.pad(vectors[part], ((0, padding), (0, 0))) if padding else vectors[part]
             own = None if taken is None else np.pad(taken[part], (0, padding))
             nearest, unsure = _by_rounded(*self._screen, rows, own)
@@ -89,8 +90,7 @@ def _screen_of(centers: np.ndarray) -> tuple[Array, ...]:
     rounded = moved.astype(jnp.bfloat16)
     far, off = (np.linalg.norm(x, axis=1).max() for x in (moved, moved - rounded.astype(np.float32)))
     summed = _SUM * centers.shape[1] * far
-    floor = summed * (far + np.linalg.norm(middle))
-    bound = np.array([2 * far, 2 * off + summed, floor], np.float32)
+    bound = np.array([2 * far, 2 * off + summed, summed * far], np.float32)
     return jax.device_put((middle, rounded, np.sum(np.square(moved), axis=1), bound))
 
 
@@ -120,7 +120,7 @@ def _by_rounded(
         least = jnp.min(gaps, axis=0)
         nearest = jnp.min(jnp.where(gaps == least, numbers, len(norms)), axis=0)
         close = jnp.sum((gaps <= least + 2 * error).astype(jnp.float32), axis=0)
-        return nearest.astype(jnp.int32), close > 1
+        return nearest.astype(jnp.int32), close != 1  # nothing is close to NaN
 
     blocks = jax.tree.map(lambda x: x.reshape(-1, _BLOCK, *x.shape[1:]), (vectors, taken))
     return jax.tree.map(jnp.ravel, jax.lax.map(block, blocks))

@@ -9,22 +9,25 @@ after the other.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax.blocks import cut
-from dvq_jax.host_centers import Centers
+from dvq_jax.host_centers import ROWS, Centers
 from dvq_jax.types import Array
 
-_ROWS = 2048  # documents that a call takes,
-_LANES = 256  # and that it compares at once: they should stay in a core's cache
+_LANES = 256  # documents that are compared at once: they should stay in a core's cache
 _GROUP = 8  # codewords, a power of two
+_FAR = 2.0**120  # a squared norm that nobody is near to
 _WIDE = 64  # dimensions of a codeword from which on it is BLAS's
 _LIFT = 2.0**-16  # of ‖x‖², which keeps distances above 0 whatever is rounded, so that bits sort as floats do
-_LEAST = 2.0**-100  # for the same where x is 0: well above what units may take for 0
+
+
+def _by_group(parts: np.ndarray) -> np.ndarray:
+    """[M, K, ...] to [K/8, M, 8, ...]."""
+    return parts.reshape(len(parts), -1, _GROUP, *parts.shape[2:]).swapaxes(0, 1)
 
 
 class Codebooks:
@@ -36,12 +39,16 @@ class Codebooks:
     """
 
     def __init__(self, codebooks: np.ndarray, residuals: int):
-        books, words, width = codebooks.shape
-        self._size = books
-        self._wide = [Centers(book, residuals) for book in codebooks] if width >= _WIDE else None
-        group = math.gcd(words, _GROUP)
-        grouped = codebooks.reshape(books, words // group, group, width).swapaxes(0, 1)
-        self._grouped = jax.device_put((-2 * grouped, np.sum(np.square(grouped), axis=-1)))
+        self._size, words, width = codebooks.shape
+        self._wide = self._grouped = None
+        if width >= _WIDE:
+            self._wide = [Centers(book, residuals) for book in codebooks]
+            return
+        padding = (0, 0), (0, -words % _GROUP)
+        norms = np.pad(np.sum(np.square(codebooks), axis=-1), padding, constant_values=_FAR)
+        self._grouped = jax.device_put(
+            [_by_group(x) for x in (-2 * np.pad(codebooks, (*padding, (0, 0))), norms)]
+        )
 
     def nearest(self, residuals: np.ndarray) -> np.ndarray:
         """As `quantizer.nearest`.
@@ -57,25 +64,25 @@ class Codebooks:
             found = [book.nearest(part) for book, part in zip(self._wide, parts, strict=True)]
             return np.stack(found, axis=1).astype(np.uint8)
         found = np.empty((len(residuals), self._size), np.uint8)
-        for part in cut(len(residuals), _ROWS):
-            blocks = np.zeros((_ROWS // _LANES, residuals.shape[1], _LANES), np.float32)
+        for part in cut(len(residuals), ROWS):
+            blocks = np.zeros((ROWS // _LANES, residuals.shape[1], _LANES), np.float32)
             for block, some in zip(blocks, cut(part.stop - part.start, _LANES), strict=False):
                 block[:, : some.stop - some.start] = residuals[part][some].T
             codes = np.asarray(_nearest(*self._grouped, blocks))
-            found[part] = codes.swapaxes(1, 2).reshape(_ROWS, -1)[: part.stop - part.start]
+            found[part] = codes.swapaxes(1, 2).reshape(ROWS, -1)[: part.stop - part.start]
         return found
 
 
 @functools.partial(jax.jit, compiler_options={'xla_cpu_prefer_vector_width': 512})
 def _nearest(codewords: Array, norms: Array, blocks: Array) -> Array:
     """[B, M, n] uint8 of residuals [B, D, n]; codewords times −2 [K/8, M, 8, S], and their squared norms."""
-    _, books, size, width = codewords.shape
-    place = size - 1  # the bits of the place in a group
+    _, books, _, width = codewords.shape
+    place = _GROUP - 1  # the bits of the place in a group
 
     def one_group(residuals: Array, squares: Array, group: tuple[Array, Array]) -> Array:
         codewords, norms = group
         least = None
-        for number in range(size):
+        for number in range(_GROUP):
             gaps = squares + norms[:, number, None]
             for axis in range(width):
                 gaps += residuals[:, axis] * codewords[:, number, axis, None]
@@ -87,13 +94,13 @@ def _nearest(codewords: Array, norms: Array, blocks: Array) -> Array:
 
     def one_block(block: Array) -> Array:
         residuals = block.reshape(books, width, -1)
-        squares = jnp.sum(jnp.square(residuals), axis=1) * (1 + _LIFT) + _LEAST
+        squares = jnp.sum(jnp.square(residuals), axis=1) * (1 + _LIFT)
         groups = jax.lax.map(functools.partial(one_group, residuals, squares), (codewords, norms))
         bits = jax.lax.bitcast_convert_type(groups, jnp.int32)
         least, chosen = bits[0], jnp.zeros(bits.shape[1:], jnp.int32)
         for number in range(1, len(bits)):
             less = (bits[number] | place) < least  # and not in another place of as near a group
             least, chosen = jnp.where(less, bits[number], least), jnp.where(less, number, chosen)
-        return (size * chosen + (least & place)).astype(jnp.uint8)
+        return (_GROUP * chosen + (least & place)).astype(jnp.uint8)
 
     return jax.lax.map(one_block, blocks)

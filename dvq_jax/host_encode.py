@@ -12,15 +12,13 @@ import numpy as np
 from dvq_jax import host
 from dvq_jax.blocks import cut
 from dvq_jax.data import gather
-from dvq_jax.host_centers import Centers
+from dvq_jax.host_centers import ROWS, Centers
 from dvq_jax.host_codes import Codebooks
 from dvq_jax.types import Encoding, IndexParams
 
-_TILE = 2048
-
 
 def _tiles(function: Callable[[slice], Any], count: int) -> list[Any]:
-    return list(host.on_threads(function, cut(count, _TILE), spare=1))
+    return list(host.on_threads(function, cut(count, ROWS), spare=1))
 
 
 def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:

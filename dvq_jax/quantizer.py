@@ -15,9 +15,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dvq_jax.codewords import pick, sums
 from dvq_jax.types import Array, Encoding, IndexParams
 
 Products = Literal['float32', 'bfloat16']
+DISTANCES = 2**22  # of vectors to all centers of a group that are held at once
 
 
 def product(a: Array, b: Array, products: Products = 'float32') -> Array:
@@ -74,7 +76,7 @@ def rotate(params: IndexParams, vectors: Array, *, products: Products = 'float32
 
 
 def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -> tuple[Array, Array]:
-    """The nearest center of each vector in each group, one group at a time: [K, n] distances at once.
+    """The nearest center of each vector in each group, one group at a time, so many distances at once.
 
     Written as a minimum over rows and a search for it, which vectorise along the vectors: on a CPU XLA's
     argmin is a scalar loop, and a minimum within rows takes half as long again.
@@ -92,10 +94,21 @@ def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -
 
     def one_group(group):
         group_vectors, group_centers, group_norms = group
-        return _least(group_norms[:, None] - 2.0 * product(group_centers, group_vectors.T, products))
+
+        def block(rows):
+            return _least(group_norms[:, None] - 2.0 * product(group_centers, rows.T, products))
+
+        return jax.tree.map(jnp.ravel, jax.lax.map(block, _blocks(group_vectors, len(group_centers))))
 
     chosen, gaps = jax.lax.map(one_group, (jnp.swapaxes(vectors, 0, 1), centers, norms))
-    return chosen.T, gaps.T
+    return chosen.T[: len(vectors)], gaps.T[: len(vectors)]
+
+
+def _blocks(rows: Array, centers: int) -> Array:
+    """Rows [n, S] as few and even blocks [blocks, size, S], filled up with zeros."""
+    count = max(1, -(-len(rows) * centers // DISTANCES))
+    size = -(-len(rows) // count)
+    return jnp.pad(rows, ((0, count * size - len(rows)), (0, 0))).reshape(count, size, -1)
 
 
 def _least(gaps: Array) -> tuple[Array, Array]:
@@ -166,9 +179,7 @@ def reconstruct(params: IndexParams, encoding: Encoding) -> Array:
 
 
 def _codewords(params: IndexParams, codes: Array) -> Array:
-    books = jnp.arange(params.codebooks.shape[0])
-    chosen = params.codebooks[books, codes.astype(jnp.int32)]
-    return chosen.reshape(codes.shape[0], -1)
+    return pick(params.codebooks, codes.astype(jnp.int32)).reshape(len(codes), -1)
 
 
 def decode(params: IndexParams, encoding: Encoding) -> Array:
@@ -204,14 +215,14 @@ def _relaxed(vectors: Array, centers: Array, temperature: float, products: Produ
     """Nearest centers [n, G] and their values [n, G, S]: one-hot forward, softmax of distances backward.
 
     The values are Σ_k w_k·c_k with w = p + stop_gradient(one_hot − p), p = softmax(−gaps/temperature).
-    Written out, forward is a gather, and backward goes group by group, so that [n, K] is held and never
-    [n, G, K]: with g the values' gradient and dw_k = ⟨g, c_k⟩,
+    Written out, forward is a gather, and backward goes group by group and there block by block of vectors, so
+    that [n, G, K] is never held: with g the values' gradient and dw_k = ⟨g, c_k⟩,
 
         dgaps_k = −p_k·(dw_k − Σ_j p_j·dw_j)/temperature
         dx = −2·Σ_k dgaps_k·c_k,    dc_k = Σ_n one_hot_k·g + 2·dgaps_k·(c_k − x)
     """
     chosen, _ = nearest(vectors, centers, products=products)
-    return chosen, centers[jnp.arange(len(centers)), chosen]
+    return chosen, pick(centers, chosen)
 
 
 def _relaxed_forward(
@@ -228,18 +239,24 @@ def _relaxed_backward(
     dot = functools.partial(product, products=products)
 
     def one_group(group):
-        x, c, own, g = group
-        gaps = jnp.sum(jnp.square(c), axis=-1) - 2.0 * dot(x, c.T)
-        p = jax.nn.softmax(-gaps / temperature, axis=-1)
-        dw = dot(g, c.T)
-        dgaps = p * (jnp.sum(p * dw, axis=-1, keepdims=True) - dw) / temperature
-        dx = -2.0 * dot(dgaps, c)
-        dc = 2.0 * (c * jnp.sum(dgaps, axis=0)[:, None] - dot(dgaps.T, x))
-        return dx, dc.at[own].add(g)
+        *rows, c = group
+        norms = jnp.sum(jnp.square(c), axis=-1)
 
-    by_group = (jnp.swapaxes(vectors, 0, 1), centers, chosen.T, jnp.swapaxes(gradients[1], 0, 1))
-    dx, dc = jax.lax.map(one_group, by_group)
-    return jnp.swapaxes(dx, 0, 1), dc
+        def block(dc, rows):
+            x, g = rows
+            p = jax.nn.softmax((2.0 * dot(x, c.T) - norms) / temperature, axis=-1)
+            dw = dot(g, c.T)
+            dgaps = p * (jnp.sum(p * dw, axis=-1, keepdims=True) - dw) / temperature
+            dc += 2.0 * (c * jnp.sum(dgaps, axis=0)[:, None] - dot(dgaps.T, x))
+            return dc, -2.0 * dot(dgaps, c)
+
+        blocks = tuple(_blocks(part, len(c)) for part in rows)
+        dc, dx = jax.lax.scan(block, jnp.zeros_like(c), blocks)
+        return dx.reshape(-1, c.shape[-1])[: len(vectors)], dc
+
+    gradient = gradients[1]
+    dx, dc = jax.lax.map(one_group, (jnp.swapaxes(vectors, 0, 1), jnp.swapaxes(gradient, 0, 1), centers))
+    return jnp.swapaxes(dx, 0, 1), dc + sums(chosen, gradient, words=centers.shape[1])
 
 
 _relaxed.defvjp(_relaxed_forward, _relaxed_backward)

@@ -89,13 +89,13 @@ def learn(
     steps = math.ceil(passes * len(demand.queries) / _BATCH)
     progress = Progress('route', total=rounds * steps, unit='steps')
 
-    def one_round(number: int) -> stages.Arrays:
+    def one_round(number: int, now: stages.Arrays) -> stages.Arrays:
         moved, loss = _train(now, demand, steps=steps, distortion=distortion, seed=(seed, number))
         lists = assign(moved, corpus, demand, **settings)
         return {**_with_sums(corpus, centroids=moved, lists=lists), 'loss': loss}
 
     for number in range(rounds):
-        now = kept(f'lists-{number + 1}', functools.partial(one_round, number))
+        now = kept(f'lists-{number + 1}', functools.partial(one_round, number, now))
         progress.add(steps, note=f'loss {now["loss"]:.4g}')
     progress.done(note=f'distortion {_distortion(now) / distortion:.3f} of k-means')
     moved, lists = now['centroids'], now['lists']

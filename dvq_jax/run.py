@@ -99,6 +99,11 @@ class Run:
         return self.config.quantizer.assignment == 'dynamic'
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The groups of parameters that have a rate."""
+        return tuple(group for group, rate in self.config.optimizer.rates.items() if rate)
+
+    @property
     def routed(self) -> bool:
         """Whether queries decide on lists."""
         return self.config.routing.rounds > 0 or self.config.index.copies > 1

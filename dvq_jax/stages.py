@@ -1,8 +1,9 @@
 """Stages of long work, each kept when it is finished: what is interrupted goes on after the last of them."""
 
+import contextlib
 import hashlib
 import pathlib
-import shutil
+import zipfile
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,7 +12,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dvq_jax import files
+from dvq_jax.errors import InputError
 
+_SUFFIX = '.stage.npz'
 Arrays = dict[str, np.ndarray]
 
 
@@ -19,7 +22,7 @@ class Kept(Protocol):
     """Who keeps stages, `Stages` or `unkept`."""
 
     def __call__(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """What `make` makes, or has made in an earlier call for the name that was not this process's."""
+        """What `make` makes, or has made before for the same name."""
 
 
 def unkept(name: str, make: Callable[[], Arrays]) -> Arrays:
@@ -52,12 +55,15 @@ class Stages:
           The arrays.
 
         Raises:
-          InputError: the folder cannot be written to.
+          InputError: the folder cannot be written to, or what it holds is damaged.
         """
-        path = self._folder / f'{name}.{self._of}.npz'
+        path = self._folder / f'{name}.{self._of}{_SUFFIX}'
         if multihost_utils.broadcast_one_to_all(np.array(path.exists())):
-            with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    return dict(stored)
+            except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise InputError(f'{path}: is damaged ({error}); remove it and start again.') from error
         arrays = make()
         if jax.process_index() == 0:
             with files.atomic_file(path) as aside, open(aside, 'wb') as file:
@@ -65,6 +71,9 @@ class Stages:
         return arrays
 
     def remove(self) -> None:
-        """Removes all stages, these and others of the folder: the work is done."""
-        if jax.process_index() == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Removes all stages, of this work and of other: what they were for is done."""
+        if jax.process_index() == 0 and self._folder.is_dir():
+            for path in self._folder.glob(f'*{_SUFFIX}*'):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's files
+                self._folder.rmdir()

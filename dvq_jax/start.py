@@ -67,7 +67,7 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
 
 
 def stages_of(run: Run) -> Stages:
-    """What an interrupted start of the run, by the same config and dataset, has finished."""
+    """What an interrupted start by the same dataset and config, but for `_MAY_DIFFER`, has finished."""
     config = {key: value for key, value in flatten(run.config.to_dict()).items() if key not in _MAY_DIFFER}
     return Stages(
         run.workdir / 'start', repr((sorted(config.items()), run.dataset.fingerprint, run.dataset.digest))

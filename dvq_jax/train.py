@@ -169,6 +169,8 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
         codewords=index.codewords,
         devices=jax.device_count(),
         in_batch=run.mixture.in_batch,
+        estimator=run.objective.estimator,
+        dynamic=run.dynamic,
         tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
         tower_floats=floats,
     )
@@ -206,7 +208,9 @@ def _loop(
     if jax.process_index() == 0:
         writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
     log = _Log(run, writer, first)
-    step_fn = make_train_step(tower=run.tower, optimizer=run.optimizer, objective=run.objective)
+    step_fn = make_train_step(
+        tower=run.tower, optimizer=run.optimizer, objective=run.objective, trained=run.trained
+    )
 
     def save(step: int, *, measure: bool = True) -> None:
         log.flush()
@@ -224,7 +228,7 @@ def _loop(
     step = first
     if not start.resumed:
         save(first)
-        stages_of(run).remove()
+    stages_of(run).remove()
     trace = _Trace(run)
     for step in range(first + 1, run.steps + 1):
         trace.before(step)

@@ -7,7 +7,7 @@ devices changes nothing but the order of floating-point sums.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,8 @@ import numpy as np
 import optax
 
 from dvq_jax import candidates, losses
+from dvq_jax.codewords import sums
+from dvq_jax.optimizer import GROUPS
 from dvq_jax.quantizer import Products, Quantized, product, rotate, straight_through
 from dvq_jax.types import Array, Batch, IndexParams
 
@@ -173,14 +175,15 @@ def local_loss(
         ivf_weight *= whole_pq / jnp.maximum(whole_ivf, 1e-12)
     real = (batch.doc_ids.reshape(-1) >= 0).astype(jnp.int32)
     books, words, _ = index.codebooks.shape
-    used = jnp.zeros((books, words), jnp.int32).at[jnp.arange(books), quantized.codes].add(real[:, None])
+    taken = jnp.broadcast_to(real[:, None, None], (len(real), books, 1)).astype(jnp.float32)
+    used = sums(quantized.codes, taken, words=words)[..., 0].astype(jnp.int32)
     visits = jnp.zeros(len(index.centroids), jnp.int32).at[quantized.lists].add(real)
     metrics = {'ivf_loss': ivf, 'pq_loss': pq, 'codewords_used': used, 'list_visits': visits}
     return ivf_weight * ivf + objective.pq_weight * pq, metrics
 
 
 def _summary(metrics: dict[str, Array], loss: Array, grads: dict[str, Any]) -> dict[str, Array]:
-    """Scalars to log, from sums over all devices."""
+    """Scalars to log, from sums over all devices, `grads` of those groups that are trained."""
     visits = metrics['list_visits']
     summary = {
         'loss': loss,
@@ -205,13 +208,14 @@ def _step(
     tower: nn.Module,
     optimizer: optax.GradientTransformation,
     objective: Objective,
+    trained: Collection[str],
 ) -> tuple[TrainState, dict[str, Array]]:
     loss_fn = functools.partial(local_loss, tower=tower, objective=objective)
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
     loss, metrics, grads = jax.lax.psum((loss, metrics, grads), AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    summary = _summary(metrics, loss, grads)
+    summary = _summary(metrics, loss, {group: grads[group] for group in trained})
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), summary
 
 
@@ -222,7 +226,11 @@ def put(state: TrainState) -> TrainState:
 
 
 def make_train_step(
-    *, tower: nn.Module, optimizer: optax.GradientTransformation, objective: Objective
+    *,
+    tower: nn.Module,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    trained: Collection[str] = GROUPS,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The compiled step over all devices.
 
@@ -230,10 +238,12 @@ def make_train_step(
       tower: the query tower.
       optimizer: from `optimizer.build`.
       objective: what to minimise.
+      trained: groups that the optimizer does not freeze; gradients of others are not even computed.
 
     Returns:
       (state, batch) -> (state, metrics). The state has natural shapes and is donated; the batch's arrays
       lead with the local devices, [local devices, b, ...]; metrics are scalars of the global batch.
     """
-    step = functools.partial(_step, tower=tower, optimizer=optimizer, objective=objective)
+    settings = {'tower': tower, 'optimizer': optimizer, 'objective': objective, 'trained': trained}
+    step = functools.partial(_step, **settings)
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)

@@ -38,7 +38,7 @@ def by(request, monkeypatch):
 
 
 @pytest.mark.parametrize('same', [0.0, 1.0])
-@pytest.mark.parametrize(('count', 'centers'), [(1, 1), (5, 100), (host_centers._ROWS + 3, 700)])
+@pytest.mark.parametrize(('count', 'centers'), [(1, 1), (5, 100), (host_centers.ROWS + 3, 700)])
 def test_finds_the_nearest_and_then_the_second(by, count, centers, same):
     vectors, table = some(1, count, same=same), some(2, centers, same=same)
     gaps = distances(vectors, table)
@@ -62,6 +62,14 @@ def test_many_centers_are_compared_with_few_vectors_at_once(by, monkeypatch):
     vectors, table = some(1, 500), some(2, 300)
     found = host_centers.Centers(table, 500).nearest(vectors)
     np.testing.assert_array_equal(found, np.argmin(distances(vectors, table), axis=1))
+
+
+def test_what_is_not_finite_is_in_some_list(by):
+    vectors = some(1, 3)
+    vectors[0, 0], vectors[1] = np.nan, 3e38
+    with np.errstate(all='ignore'):
+        found = host_centers.Centers(some(2, 300), 3).nearest(vectors)
+    assert found.max() < 300
 
 
 def screen(vectors, centers):
@@ -109,3 +117,19 @@ def test_what_lies_along_the_rounding_is_not_believed(worst):
     assert unsure
     _, (unsure,) = screen(center[None], centers)
     assert not unsure
+
+
+def test_what_float32_sums_cannot_tell_is_not_believed():
+    """Nothing is rounded to bfloat16, but the nearest two are nearer to each other than sums are exact."""
+    rng = np.random.default_rng(0)
+    dim, count = 258, 300
+    centers = bfloat16(100 + rng.normal(size=(count, dim)))
+    vectors = centers + bfloat16(rng.choice([-1.0, 1.0], size=(count, dim)))
+    centers[:, -2:] = [1 / 16, 0]
+    vectors[:, -2:] = [1 / 64, 0]
+    swapped = centers.copy()
+    swapped[:, -2:] = [0, 1 / 16]
+    table = np.concatenate([swapped, centers, -swapped, -centers])  # about 0
+    np.testing.assert_array_equal(bfloat16(vectors), vectors)
+    nearest, unsure = screen(vectors, table)
+    assert np.mean(nearest != count + np.arange(count)) > 0.1 and unsure.all()

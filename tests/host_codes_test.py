@@ -21,9 +21,18 @@ def distances(residuals, codebooks):
 
 @pytest.mark.parametrize(
     ('books', 'words', 'width'),
-    [(4, 256, 8), (1, 1, 3), (3, 5, 2), (2, 12, 24), (6, 16, 1), (2, 8, host_codes._WIDE), (1, 40, 100)],
+    [
+        (4, 256, 8),
+        (1, 1, 3),
+        (3, 5, 2),
+        (2, 12, 24),
+        (2, 255, 4),
+        (6, 16, 1),
+        (2, 8, host_codes._WIDE),
+        (1, 40, 100),
+    ],
 )
-@pytest.mark.parametrize('count', [1, 300, host_codes._ROWS + 1])
+@pytest.mark.parametrize('count', [1, 300, host_codes.ROWS + 1])
 def test_finds_the_nearest(books, words, width, count):
     codebooks, residuals = some(1, books, words, width), some(2, count, books * width)
     found = host_codes.Codebooks(codebooks, count).nearest(residuals)

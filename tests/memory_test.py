@@ -15,17 +15,19 @@ from dvq_jax.types import Batch, IndexParams
 
 devices = jax.local_device_count()
 for shape in sys.argv[1:]:
-    B, C, D, L, M, K, in_batch, *encoder = map(int, shape.split(','))
+    way, *sizes = shape.split(',')
+    B, C, D, L, M, K, in_batch, *encoder = map(int, sizes)
     b, floats, tokens = B // devices, 0, None
     tower, taken = towers.build('linear'), np.zeros((1, D), np.float32)
     if encoder:
         layers, heads, inner, length = encoder
-        sizes = Architecture(
+        architecture = Architecture(
             words=30_522, positions=512, types=2, dim=D, layers=layers, heads=heads, inner=inner,
             activation='gelu', epsilon=1e-12,
         )
-        tower, taken = Transformer(sizes, pooling='mean', normalize=True), np.zeros((1, length), np.int32)
-        floats = memory.encoder_floats(sizes, queries=b, length=length)
+        tower = Transformer(architecture, pooling='mean', normalize=True)
+        taken = np.zeros((1, length), np.int32)
+        floats = memory.encoder_floats(architecture, queries=b, length=length)
         tokens = np.zeros((devices, b, length), np.int32)
     batch = Batch(
         queries=np.ones((devices, b, D), np.float32),
@@ -42,17 +44,19 @@ for shape in sys.argv[1:]:
     )
     objective = Objective(
         terms=losses.parse_objective('listnet'), temperature=0.05, ivf_weight=1.0, pq_weight=1.0,
-        scale_ivf_to_pq=False, in_batch=bool(in_batch), dynamic=False, estimator='hard',
+        scale_ivf_to_pq=False, in_batch=bool(in_batch), dynamic='dynamic' in way, estimator=way.split()[0],
         estimator_temperature=1.0,
     )
     rates = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-4}
     adam = optimizer.build(rates, steps=1, schedules=dict.fromkeys(optimizer.GROUPS, 'constant'))
     params = jax.eval_shape(lambda: tower.init(jax.random.key(0), taken)['params'])
     state = jax.eval_shape(lambda tree: init_state(index, tree, adam), params)
-    step = make_train_step(tower=tower, optimizer=adam, objective=objective)
+    trained = [group for group, rate in rates.items() if rate]
+    step = make_train_step(tower=tower, optimizer=adam, objective=objective, trained=trained)
     planned = step.lower(state, batch).compile().memory_analysis()
     predicted = memory.step_bytes(
         batch_size=B, candidates=C, dim=D, lists=L, codewords=K, devices=devices, in_batch=bool(in_batch),
+        estimator=objective.estimator, dynamic=objective.dynamic,
         tower_parameters=sum(x.size for x in jax.tree.leaves(params)), tower_floats=floats,
     )
     print(predicted / (planned.argument_size_in_bytes + planned.temp_size_in_bytes))
@@ -62,11 +66,13 @@ for shape in sys.argv[1:]:
 @pytest.mark.parametrize(
     ('devices', 'shapes'),
     [
-        (1, ['128,16,384,1024,16,256,1', '128,200,768,10000,64,256,1', '64,8,64,512,32,16,1']),
-        (1, ['128,32,384,1024,48,256,0', '512,32,256,4096,32,256,1']),
-        (1, ['128,16,384,1024,16,256,1,6,12,1536,32', '32,16,384,1024,16,256,1,6,12,1536,128']),
-        (1, ['128,16,768,10000,64,256,1,12,12,3072,32', '128,16,256,512,16,256,1,4,4,512,64']),
-        (4, ['128,16,384,1024,16,256,1', '256,50,128,2048,16,256,1']),
+        (1, ['hard,128,16,384,1024,16,256,1', 'hard,128,200,768,10000,64,256,1', 'hard,64,8,64,512,32,16,1']),
+        (1, ['hard,128,32,384,1024,48,256,0', 'hard,512,32,256,4096,32,256,1']),
+        (1, ['hard,128,16,384,1024,16,256,1,6,12,1536,32', 'hard,32,16,384,1024,16,256,1,6,12,1536,128']),
+        (1, ['hard,128,16,768,10000,64,256,1,12,12,3072,32', 'hard,128,16,256,512,16,256,1,4,4,512,64']),
+        (1, [f'{way},128,16,384,1024,16,256,1' for way in ('hard dynamic', 'softmax', 'softmax dynamic')]),
+        (1, [f'{way},128,200,768,10000,64,256,1' for way in ('hard dynamic', 'softmax', 'softmax dynamic')]),
+        (4, ['hard,128,16,384,1024,16,256,1', 'hard,256,50,128,2048,16,256,1']),
     ],
 )
 def test_memory_is_within_a_fifth_of_what_the_compiler_plans(devices, shapes):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dvq_jax import initialize, routing
+from dvq_jax.errors import InputError
 from dvq_jax.stages import Stages
 from tests.conftest import shrunk_config
 from tests.train_test import arrays, run
@@ -34,6 +35,19 @@ def test_a_stage_that_is_interrupted_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Stages(tmp_path / 'S', 'this')('first', interrupted)
     assert Stages(tmp_path / 'S', 'this')('first', lambda: {'a': np.ones(1)})['a'] == 1
+
+
+def test_a_damaged_stage_is_named_and_what_is_not_ours_stays(tmp_path):
+    kept = Stages(tmp_path / 'S', 'this')
+    kept('first', lambda: {'a': np.arange(1000)})
+    (path,) = (tmp_path / 'S').iterdir()
+    (tmp_path / 'S' / 'notes.txt').touch()
+    for size in (500, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(InputError, match=rf'{path.name}: is damaged .* remove it'):
+            kept('first', lambda: pytest.fail('it is there'))
+    kept.remove()
+    assert [left.name for left in (tmp_path / 'S').iterdir()] == ['notes.txt']
 
 
 # The parts of a start with two rounds and second lists, by where they are, and how often each is done.
