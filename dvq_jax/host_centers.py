@@ -7,8 +7,8 @@ Cauchy-Schwarz a squared distance ‖x‖² + ‖c‖² − 2⟨x̃, c̃⟩ of r
 
 so that the nearest by rounded products is the nearest where no other one is within 2·e of it. Vectors of
 which that is not so, usually a few in a hundred, are looked up in float32. All are taken relative to the mean
-of the centers, which changes no distance, and makes e small. Norms below 1e-15 are not for a screen: squares of
-what is rounded off would be 0.
+of the centers, which changes no distance, and makes e small. Norms below 1e-15 are not for a screen: squares
+of what is rounded off would be 0.
 """
 
 import functools
