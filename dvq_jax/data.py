@@ -125,11 +125,13 @@ def gather(corpus: np.ndarray, rows: np.ndarray) -> np.ndarray:
       rows: [...] int, -1 pads.
 
     Returns:
-      [..., D] float32; zeros where padded.
+      [..., D] float32; zeros where padded. Not to be written to: it may be the corpus itself.
     """
     flat = rows.reshape(-1)
-    if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1):  # a run, which needs no second copy
-        return np.array(corpus[flat[0] : flat[-1] + 1], np.float32).reshape(*rows.shape, -1)
+    if (
+        len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1)
+    ):  # a run, which needs no second copy, or none
+        return np.asarray(corpus[flat[0] : flat[-1] + 1], np.float32).reshape(*rows.shape, -1)
     order = np.argsort(flat)  # a disk is read in one direction
     vectors = np.empty((len(flat), corpus.shape[1]), np.float32)
     vectors[order] = corpus[np.maximum(flat[order], 0)]

@@ -18,7 +18,7 @@ from dvq_jax.types import Encoding, IndexParams
 
 
 def _tiles(function: Callable[[slice], Any], count: int) -> list[Any]:
-    return list(host.on_threads(function, cut(count, ROWS), spare=1))
+    return list(host.on_threads(function, cut(count, ROWS), spare=2))
 
 
 def assign(params: IndexParams, docs: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
