@@ -117,21 +117,21 @@ def fingerprint(embeddings: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def gather(corpus: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def gather(corpus: np.ndarray, rows: np.ndarray, *, copy: bool = True) -> np.ndarray:
     """Reads documents by row.
 
     Args:
       corpus: [N, D] float, usually memory-mapped.
       rows: [...] int, -1 pads.
+      copy: whether the result may be written to; else it may be the corpus itself.
 
     Returns:
-      [..., D] float32; zeros where padded. Not to be written to: it may be the corpus itself.
+      [..., D] float32; zeros where padded.
     """
     flat = rows.reshape(-1)
-    if (
-        len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1)
-    ):  # a run, which needs no second copy, or none
-        return np.asarray(corpus[flat[0] : flat[-1] + 1], np.float32).reshape(*rows.shape, -1)
+    if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1):  # a run, which needs no second copy
+        run = corpus[flat[0] : flat[-1] + 1]
+        return np.array(run, np.float32, copy=copy or None).reshape(*rows.shape, -1)
     order = np.argsort(flat)  # a disk is read in one direction
     vectors = np.empty((len(flat), corpus.shape[1]), np.float32)
     vectors[order] = corpus[np.maximum(flat[order], 0)]

@@ -59,7 +59,7 @@ def encode(
     centroids, codebooks = Centers(coarse, len(rows)), Codebooks(np.asarray(params.codebooks), len(rows))
 
     def tile(part: slice) -> tuple[np.ndarray, np.ndarray]:
-        rotated = gather(corpus, rows[part]) @ rotation
+        rotated = gather(corpus, rows[part], copy=False) @ rotation
         own = centroids.nearest(rotated) if lists is None else lists[part].astype(np.int32)
         return own, codebooks.nearest(rotated - coarse[own])
 

@@ -68,7 +68,7 @@ def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch, audien
     monkeypatch.setattr(encode, '_REGION', 100)
     read, limit = set(), 350
 
-    def gather(corpus, rows):
+    def gather(corpus, rows, **_):
         read.update(rows.tolist())
         if len(read) > limit:
             raise KeyboardInterrupt
