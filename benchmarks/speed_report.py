@@ -85,7 +85,7 @@ def _encoding(rows: Sequence[Row]) -> str:
                 *_against_faiss(row),
                 _number(row['documents'] / row['seconds']['ours']),
                 _number(row['seconds']['float32']),
-                f'{row["same"]:.4%}',
+                f'{row["same"]:.5%}',
             ]
             for row in rows
         ),

@@ -108,7 +108,7 @@ def _blocks(rows: Array, centers: int) -> Array:
     """Rows [n, S] as few and even blocks [blocks, size, S], filled up with zeros."""
     count = max(1, -(-len(rows) * centers // DISTANCES))
     size = -(-len(rows) // count)
-    return jnp.pad(rows, ((0, count * size - len(rows)), (0, 0))).reshape(count, size, -1)
+    return jnp.pad(rows, ((0, count * size - len(rows)), (0, 0))).reshape(count, size, rows.shape[1])
 
 
 def _least(gaps: Array) -> tuple[Array, Array]:
