@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
+from speed_step import plain_step
 
-from dvq_jax import cli, clustering, corpus, encode, files, host, losses, memory, optimizer, towers
-from dvq_jax.train_step import Objective, init_state, make_train_step
+from dvq_jax import cli, clustering, corpus, encode, files, host, memory, towers
+from dvq_jax.train_step import init_state
 from dvq_jax.types import Batch, IndexParams
 
 _OUT = flags.DEFINE_string('out', 'docs/results/compiled.json', 'The numbers, JSON.')
@@ -63,25 +64,11 @@ def _step(devices: int, *, estimator: str, products: str, dynamic: bool) -> tupl
         lists=_shape(devices, b, _C, **ints),
         positives=_shape(devices, b, 1, **ints),
     )
-    objective = Objective(
-        terms=losses.parse_objective('listnet'),
-        temperature=0.05,
-        ivf_weight=1.0,
-        pq_weight=1.0,
-        scale_ivf_to_pq=False,
-        in_batch=True,
-        dynamic=dynamic,
-        estimator=estimator,
-        estimator_temperature=1.0,
-        products=products,
-    )
     rates = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-4}
-    adam = optimizer.build(rates, steps=1, schedules=dict.fromkeys(optimizer.GROUPS, 'constant'))
     tower = towers.build('linear')
+    adam, step = plain_step(tower, rates, estimator=estimator, products=products, dynamic=dynamic)
     params = jax.eval_shape(lambda: towers.initial_params(tower, _D, seed=0))
     state = jax.eval_shape(lambda index, tree: init_state(index, tree, adam), _index(), params)
-    trained = [group for group, rate in rates.items() if rate]
-    step = make_train_step(tower=tower, optimizer=adam, objective=objective, trained=trained)
     shape = {'batch_size': _B, 'candidates': _C, 'dim': _D, 'lists': _L, 'codewords': _K}
     said = memory.step_bytes(
         **shape, devices=devices, estimator=estimator, dynamic=dynamic, tower_parameters=_D * _D

@@ -9,11 +9,13 @@ AdamW.
 import functools
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from speed_timing import in_turn
 
 from dvq_jax import losses, optimizer, towers
@@ -22,7 +24,6 @@ from dvq_jax.types import Batch, IndexParams
 
 _TEMPERATURE = 0.05
 _RATES = {'centroids': 0.0125, 'codebooks': 0.01, 'rotation': None, 'tower': None}
-_GROUPS = dict.fromkeys(optimizer.GROUPS, 'constant')
 LISTS, WORDS = 1024, 256
 
 
@@ -56,12 +57,15 @@ def make_index(
     )
 
 
-def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[Batch], float]:
-    """Our step; each call takes one on a batch of the given one's shapes and returns its loss.
-
-    A first one is taken here: the state that it leaves lies on the devices otherwise than the state that it
-    was given, and XLA compiles the step for either.
-    """
+def plain_step(
+    tower: nn.Module,
+    rates: Mapping[str, float | None],
+    *,
+    estimator: str,
+    products: str = 'float32',
+    dynamic: bool = False,
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The step by ListNet over the whole batch, and its optimizer."""
     objective = Objective(
         terms=losses.parse_objective('listnet'),
         temperature=_TEMPERATURE,
@@ -69,18 +73,24 @@ def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[B
         pq_weight=1.0,
         scale_ivf_to_pq=False,
         in_batch=True,
-        dynamic=False,
+        dynamic=dynamic,
         estimator=estimator,
         estimator_temperature=1.0,
+        products=products,
     )
-    transformation = optimizer.build(_RATES, steps=1, schedules=_GROUPS)
-    step_fn = make_train_step(
-        tower=towers.build('identity'),
-        optimizer=transformation,
-        objective=objective,
-        trained=[group for group, rate in _RATES.items() if rate],
-    )
-    state = init_state(index, {}, transformation)
+    adam = optimizer.build(rates, steps=1, schedules=dict.fromkeys(optimizer.GROUPS, 'constant'))
+    trained = [group for group, rate in rates.items() if rate]
+    return adam, make_train_step(tower=tower, optimizer=adam, objective=objective, trained=trained)
+
+
+def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[Batch], float]:
+    """Our step; each call takes one on a batch of the given one's shapes and returns its loss.
+
+    A first one is taken here: the state that it leaves lies on the devices otherwise than the state that it
+    was given, and XLA compiles the step for either.
+    """
+    adam, step_fn = plain_step(towers.build('identity'), _RATES, estimator=estimator)
+    state = init_state(index, {}, adam)
 
     def step(batch: Batch) -> float:
         nonlocal state

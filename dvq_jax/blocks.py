@@ -37,7 +37,7 @@ class Work(Protocol):
 
 
 class Parts:
-    """Finished blocks on disk: arrays by name, by the number of the block.
+    """Finished parts of some work on disk, such as blocks: arrays by name, by the part's number or name.
 
     Several processes, on a folder that all of them see, can write at once.
 
@@ -49,20 +49,21 @@ class Parts:
     def __init__(self, folder: pathlib.Path, prefix: str = ''):
         self._folder, self._prefix = folder, prefix
 
-    def __contains__(self, number: int) -> bool:
-        return self._path(number).exists()
+    def __contains__(self, part: int | str) -> bool:
+        return self.path(part).exists()
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        with np.load(self._path(number), allow_pickle=False) as stored:
+    def __getitem__(self, part: int | str) -> dict[str, np.ndarray]:
+        with np.load(self.path(part), allow_pickle=False) as stored:
             return dict(stored)
 
-    def __setitem__(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def __setitem__(self, part: int | str, arrays: Mapping[str, np.ndarray]) -> None:
         # Beam may give a block to two workers.
-        with files.atomic_file(self._path(number), contested=True) as aside, open(aside, 'wb') as file:
+        with files.atomic_file(self.path(part), contested=True) as aside, open(aside, 'wb') as file:
             np.savez(file, **arrays)
 
-    def _path(self, number: int) -> pathlib.Path:
-        return self._folder / f'{self._prefix}{number}.npz'
+    def path(self, part: int | str) -> pathlib.Path:
+        """Where a part is, once it is finished."""
+        return self._folder / f'{self._prefix}{part}.npz'
 
 
 def even(total: int, largest: int, *, multiple: int = 1) -> int:

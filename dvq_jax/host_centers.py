@@ -19,13 +19,14 @@ import numpy as np
 
 from dvq_jax import host
 from dvq_jax.blocks import cut
+from dvq_jax.quantizer import to_bfloat16
 from dvq_jax.types import Array
 
 _FEWEST = 2**34  # multiplications from which on a screen pays, for it compiles
 ROWS = 2048  # vectors that a call of XLA takes,
 _BLOCK = 128  # and that it compares at once: their distances should stay in a core's cache
 _DISTANCES = 2**20  # that BLAS computes at once, for the same reason
-_SUM = 2.0**-22  # what float32 sums may lose a dimension, of the product of the norms
+SUM = 2.0**-22  # what float32 sums may lose a dimension, of the product of the norms
 
 
 def _with_one(vectors: np.ndarray) -> np.ndarray:
@@ -89,7 +90,7 @@ def _screen_of(centers: np.ndarray) -> tuple[Array, ...]:
     moved = centers - middle
     rounded = moved.astype(jnp.bfloat16)
     far, off = (np.linalg.norm(x, axis=1).max() for x in (moved, moved - rounded.astype(np.float32)))
-    summed = _SUM * centers.shape[1] * far
+    summed = SUM * centers.shape[1] * far
     bound = np.array([2 * far, 2 * off + summed, summed * far], np.float32)
     return jax.device_put((middle, rounded, np.sum(np.square(moved), axis=1), bound))
 
@@ -106,8 +107,7 @@ def _by_rounded(
     def block(part: tuple[Array, Array | None]) -> tuple[Array, Array]:
         vectors, taken = part
         moved = vectors - middle
-        # Not by a cast to and fro, which XLA may leave out.
-        rounded = jax.lax.reduce_precision(moved, exponent_bits=8, mantissa_bits=7)
+        rounded = to_bfloat16(moved)
         off, size = (jnp.linalg.norm(x, axis=1) for x in (moved - rounded, rounded))
         error = off * bound[0] + size * bound[1] + bound[2]
         contracted = (((1,), (1,)), ((), ()))

@@ -22,6 +22,11 @@ Products = Literal['float32', 'bfloat16']
 DISTANCES = 2**22  # of vectors to all centers of a group that are held at once
 
 
+def to_bfloat16(x: Array) -> Array:
+    """Rounds float32 to bfloat16's values, in float32; not by a cast to and fro, which XLA may leave out."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
 def product(a: Array, b: Array, products: Products = 'float32') -> Array:
     """a @ b, accumulated in float32.
 
@@ -36,7 +41,7 @@ def product(a: Array, b: Array, products: Products = 'float32') -> Array:
     """
     if products == 'float32':
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-    a, b = (jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in (a, b))
+    a, b = to_bfloat16(a), to_bfloat16(b)
     return jnp.matmul(a, b, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
 
 

@@ -21,7 +21,9 @@ import numpy as np
 
 from dvq_jax import exact, host
 from dvq_jax.blocks import cut
+from dvq_jax.host_centers import SUM
 from dvq_jax.progress import Progress
+from dvq_jax.quantizer import to_bfloat16
 from dvq_jax.types import Array
 
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
@@ -31,7 +33,6 @@ _MORE = 32  # documents that are kept beyond K, at least; else half of K
 _SCORES = 2**23  # that are computed at once: the last cache should hold them
 _WIDEST = 4096  # documents of them
 _RANKED = 64  # queries whose documents a thread ranks in one go
-_SUM = 2.0**-22  # what float32 sums and scores may lose a dimension, of the product of the norms
 
 
 def pays(documents: int, queries: int, k: int) -> bool:
@@ -87,8 +88,7 @@ def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Arr
     `reach` is the largest norm of all documents so far, and the most by which one was moved.
     """
     docs = docs.astype(jnp.float32) - middle
-    # Not by a cast to and fro, which XLA may leave out.
-    rounded = jax.lax.reduce_precision(docs, exponent_bits=8, mantissa_bits=7)
+    rounded = to_bfloat16(docs)
     norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, docs - rounded)])
     contracted = (((1,), (1,)), ((), ()))
     products = jax.lax.dot_general(
@@ -128,7 +128,7 @@ def _screen(
     ids, products = exact.best(kept)
     sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
     error = moved * far + (sizes + moved) * docs_moved
-    return ids, products, error + _SUM * dim * sizes * (far + np.linalg.norm(middle))
+    return ids, products, error + SUM * dim * sizes * (far + np.linalg.norm(middle))
 
 
 def _rank(

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import files
+from dvq_jax import blocks
 from dvq_jax.errors import InputError
 
-_SUFFIX = '.stage.npz'
+_KIND = '.stage'  # in the names of files, so that others are left alone
 Arrays = dict[str, np.ndarray]
 
 
@@ -42,7 +42,8 @@ class Stages:
     """
 
     def __init__(self, folder: pathlib.Path, of: str):
-        self._folder, self._of = folder, hashlib.sha256(of.encode()).hexdigest()[:16]
+        self._folder, self._parts = folder, blocks.Parts(folder)
+        self._of = hashlib.sha256(of.encode()).hexdigest()[:16]
 
     def __call__(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """What `make` makes, or has made before.
@@ -57,23 +58,22 @@ class Stages:
         Raises:
           InputError: the folder cannot be written to, or what it holds is damaged.
         """
-        path = self._folder / f'{name}.{self._of}{_SUFFIX}'
-        if multihost_utils.broadcast_one_to_all(np.array(path.exists())):
+        stage = f'{name}.{self._of}{_KIND}'
+        if multihost_utils.broadcast_one_to_all(np.array(stage in self._parts)):
             try:
-                with np.load(path, allow_pickle=False) as stored:
-                    return dict(stored)
+                return self._parts[stage]
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                path = self._parts.path(stage)
                 raise InputError(f'{path}: is damaged ({error}); remove it and start again.') from error
         arrays = make()
         if jax.process_index() == 0:
-            with files.atomic_file(path) as aside, open(aside, 'wb') as file:
-                np.savez(file, **arrays)
+            self._parts[stage] = arrays
         return arrays
 
     def remove(self) -> None:
         """Removes all stages, of this work and of other: what they were for is done."""
         if jax.process_index() == 0 and self._folder.is_dir():
-            for path in self._folder.glob(f'*{_SUFFIX}*'):
+            for path in self._folder.glob(f'*{_KIND}.npz*'):
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files
                 self._folder.rmdir()
