@@ -106,12 +106,13 @@ def _clustering(rows: Sequence[Row]) -> str:
 
 def _search(rows: Sequence[Row]) -> str:
     titles = ('M', 'K', 'cores', 'P', 'index', 'queries/s', "times faster than ScaNN's own")
-    titles += ('teacher@10', 'documents scanned')
+    titles += ('teacher@10', 'documents scanned', "P for ScaNN's own teacher@10", 'times faster with it')
     lines = []
     for row in rows:
         speed = row['queries_per_second']
         for name in (name for name in _ENGINES if name in speed):
             scanned = row['documents_scanned'].get(name, row['documents_scanned']['exported'])
+            equal = row['at_native_recall'].get(name)
             lines.append(
                 [
                     *(str(row[key]) for key in ('codebooks', 'codewords', 'cores', 'nprobe')),
@@ -120,6 +121,7 @@ def _search(rows: Sequence[Row]) -> str:
                     _times(speed[name] / speed['native']),
                     f'{row["teacher@10"][name]:.3f}'.removeprefix('0'),
                     _number(scanned),
+                    *((str(equal['nprobe']), _times(equal['over_native'])) if equal else ('', '')),
                 ]
             )
     return _table(titles, lines)
