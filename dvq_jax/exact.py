@@ -19,7 +19,7 @@ from dvq_jax.types import Array
 
 Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 
-_TILE = 256  # queries that a device scores at once
+_TILE = 1024  # queries that a device scores at once: documents are read again for each tile
 # What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
 _QUERIES_ON_HOST = 1280
@@ -31,20 +31,49 @@ _NOTHING = np.iinfo(np.int64).min
 def on_devices(
     corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
 ) -> Search:
-    """Search by XLA: tiles of queries keep a running Top-K.
+    """Search by XLA, in float32.
+
+    Args:
+      corpus, k, devices, query_block, corpus_block: as `by_xla` takes them.
+
+    Returns:
+      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
+      `progress` counts scores.
+    """
+    sizes = {'query_block': query_block, 'corpus_block': corpus_block}
+    search = by_xla(corpus, k, operands=_widened, devices=devices, **sizes)
+    return lambda queries, progress: search(queries, progress)[:2]
+
+
+def _widened(docs: Array) -> tuple[Array, Array]:
+    return docs.astype(jnp.float32), jnp.zeros(0)
+
+
+def by_xla(
+    corpus: np.ndarray,
+    k: int,
+    *,
+    operands: Callable[[Array], tuple[Array, Array]],
+    devices: Sequence[jax.Device],
+    query_block: int,
+    corpus_block: int,
+) -> Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Search by products of what is made of the documents; tiles of queries keep a running Top-K.
 
     The shapes of the products do not depend on the number of devices, and so neither do the results.
 
     Args:
       corpus: [N, D] float16 or float32, usually memory-mapped.
       k: how many documents a query gets, at most N.
+      operands: documents [n, D] -> what queries are multiplied with, [n, D] of their dtype, and some numbers
+        [c] float32 about these documents.
       devices: what to compute on; each takes a share of the queries.
       query_block: the most queries that a search is given.
       corpus_block: at most so many documents are scored at once.
 
     Returns:
-      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
-      `progress` counts scores.
+      search(queries [q ≤ query_block, D], progress) -> ids [q, k] int32, scores [q, k] float32, and the
+      largest of the numbers over the corpus, [c]; `progress` counts scores.
     """
     width = even(len(corpus), corpus_block)
     # `group` documents share a maximum: Top-K over width/group maxima and over k·group members is least work
@@ -52,29 +81,32 @@ def on_devices(
     group = 2 ** max(0, round(math.log2(width / k) / 2))
     width = -(-width // group) * group
     tile = min(_TILE, query_block)
-    tiles = -(-query_block // (tile * len(devices)))
+    most = -(-query_block // (tile * len(devices)))
     merge = functools.partial(_merge_tiles, group=group, total=len(corpus))
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
-    widen = jax.pmap(lambda _, docs: docs.astype(jnp.float32), in_axes=(0, None), devices=devices)
+    load = jax.pmap(lambda _, docs: operands(docs), in_axes=(0, None), devices=devices)
+    put = jax.pmap(lambda x: x, devices=devices)
 
-    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        shape = (len(devices), tiles, tile)
-        padded = np.zeros((math.prod(shape), queries.shape[1]), np.float32)
+    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tiles = 1 << (-(-len(queries) // (tile * len(devices))) - 1).bit_length()  # for few compiled shapes
+        shape = (len(devices), min(tiles, most), tile)
+        padded = np.zeros((math.prod(shape), queries.shape[1]), queries.dtype)
         padded[: len(queries)] = queries
-        padded = padded.reshape(*shape, -1)
+        padded = put(padded.reshape(*shape, -1))
         best, ids = np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)
-        scored = 0
+        about, scored = [], 0
         for start in range(0, len(corpus), width):
             docs = corpus[start : start + width]
             count = len(docs)
-            docs = widen(np.arange(len(devices)), np.pad(docs, ((0, width - count), (0, 0))))
+            docs, numbers = load(np.arange(len(devices)), np.pad(docs, ((0, width - count), (0, 0)), 'edge'))
             jax.block_until_ready(best)  # only now: the read above overlapped the block before
             progress.add(scored)
             best, ids = merge(best, ids, padded, docs, start)
+            about.append(numbers)
             scored = len(queries) * count
         ids, best = (np.asarray(x).reshape(-1, k)[: len(queries)] for x in (ids, best))
         progress.add(scored)
-        return ids, best
+        return ids, best, np.max([numbers[0] for numbers in about], axis=0)
 
     return search
 
@@ -100,8 +132,8 @@ def _merge(
     Args:
       best: [q, k] float32, the scores so far, descending.
       ids: [q, k] int32, their rows.
-      queries: [q, D] float32.
-      docs: [n, D] float32, rows `start` to `start + n` of the corpus, n a multiple of `group`.
+      queries: [q, D] float32 or bfloat16.
+      docs: [n, D] of that, rows `start` to `start + n` of the corpus, n a multiple of `group`.
       start: scalar int32.
       group: documents in a group.
       total: N; later rows are padding.
@@ -110,7 +142,8 @@ def _merge(
       best and ids, merged.
     """
     k, groups = best.shape[-1], docs.shape[0] // group
-    scores = jnp.matmul(queries, docs.T, precision=jax.lax.Precision.HIGHEST).reshape(-1, groups, group)
+    settings = {'precision': jax.lax.Precision.HIGHEST, 'preferred_element_type': jnp.float32}
+    scores = jnp.matmul(queries, docs.T, **settings).reshape(-1, groups, group)
     rows = start + jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
     maxima = jnp.max(jnp.where(rows < total, scores, -jnp.inf), axis=-1)
     _, chosen = jax.lax.top_k(maxima, min(k, groups))

@@ -1,19 +1,19 @@
-"""The exact Top-K on hosts whose cores have bfloat16 matrix units: rounded products choose, float32 ranks.
+"""The exact Top-K where there are matrix units for bfloat16: rounded products choose, float32 ranks.
 
-Such cores (`host.has_matrix_units`) multiply bfloat16 several times as fast as float32. How far
-a rounded product is off is known, by Cauchy-Schwarz,
+Accelerators and some hosts' cores (`host.has_matrix_units`) multiply bfloat16 several times as fast as
+float32. How far a rounded product is off is known, by Cauchy-Schwarz,
 
   |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
 
 Each query keeps its best K' > K documents by rounded products; these are scored again in float32. A document
 that was not kept has a rounded product of at most the K'-th. So where the K-th score is larger than that by
-e, the K are the exact ones; queries of which that is not so are searched for again by `exact.on_host`.
-Documents are taken relative to their mean, which changes no order, and makes e small where all of them point
-about the same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of float32
-scores.
+e, the K are the exact ones; queries of which that is not so are searched for again by `exact`. Documents
+are taken relative to their mean, which changes no order, and makes e small where all of them point about the
+same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of float32 scores.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from dvq_jax.progress import Progress
 from dvq_jax.quantizer import to_bfloat16
 from dvq_jax.types import Array
 
+# Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most.
+Screened = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
 _OF = 64  # documents for each that a query gets, at least
 _SAMPLE = 4096  # documents whose mean is taken
@@ -36,12 +39,37 @@ _RANKED = 64  # queries whose documents a thread ranks in one go
 
 
 def pays(documents: int, queries: int, k: int) -> bool:
-    """Whether a screen is faster on this host: it compiles, keeps more than K, and ranks that again."""
-    return host.has_matrix_units() and documents * queries >= _FEWEST and documents >= _OF * k
+    """Whether a screen is faster here: it compiles, keeps more than K, and ranks that again on the host."""
+    units = host.has_matrix_units() or not host.is_all_there_is()
+    return units and documents * queries >= _FEWEST and documents >= _OF * k
+
+
+def on_devices(
+    corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
+) -> exact.Search:
+    """Search by a screen on devices, and by `exact.on_devices` where that leaves the answer open.
+
+    Args:
+      corpus, k, devices, query_block, corpus_block: as `exact.by_xla` takes them.
+
+    Returns:
+      As `exact.on_devices`.
+    """
+    middle, sizes = _mean(corpus), {'query_block': query_block, 'corpus_block': corpus_block}
+    operands = functools.partial(_rounded, middle=middle)
+    search = exact.by_xla(corpus, _kept(len(corpus), k), operands=operands, devices=devices, **sizes)
+
+    def screen(queries: np.ndarray, progress: Progress) -> Screened:
+        coarse = queries.astype(jnp.bfloat16)
+        ids, products, reach = search(coarse, progress)
+        return ids, products, _error(queries, coarse, reach, middle)
+
+    plain = exact.on_devices(corpus, k, devices=devices, **sizes)
+    return _search(corpus, k, screen=screen, plain=plain, middle=middle, corpus_block=corpus_block)
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
-    """Search by a screen, and by `exact.on_host` where that leaves the answer open.
+    """Search by a screen on a host's cores, and by `exact.on_host` where that leaves the answer open.
 
     Args:
       corpus: [N, D] float16 or float32, usually memory-mapped.
@@ -52,18 +80,38 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
       As `exact.on_devices`.
     """
     corpus = np.asarray(corpus)  # a memory map's own class is slow to index
-    middle = _mean(corpus)
-    wide = min(len(corpus), k + max(k // 2, _MORE))
-    plain = exact.on_host(corpus, k, corpus_block=corpus_block)
+    middle, plain = _mean(corpus), exact.on_host(corpus, k, corpus_block=corpus_block)
+
+    def screen(queries: np.ndarray, progress: Progress) -> Screened:
+        return _screen_on_host(corpus, queries, middle, _kept(len(corpus), k), progress)
+
+    return _search(corpus, k, screen=screen, plain=plain, middle=middle, corpus_block=corpus_block)
+
+
+def _kept(count: int, k: int) -> int:
+    """K', of `count` documents."""
+    return min(count, k + max(k // 2, _MORE))
+
+
+def _search(
+    corpus: np.ndarray,
+    k: int,
+    *,
+    screen: Callable[[np.ndarray, Progress], Screened],
+    plain: exact.Search,
+    middle: np.ndarray,
+    corpus_block: int,
+) -> exact.Search:
+    """Search by a screen, and by a plain search where that leaves the answer open."""
     hopeless = False
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         nonlocal hopeless
         if hopeless:
             return plain(queries, progress)
-        ids, rounded, error = _screen(corpus, queries, middle, wide, progress)
+        ids, rounded, error = screen(queries, progress)
         close, dropped = rounded >= (rounded[:, k - 1] - 2 * error)[:, None], rounded[:, -1]
-        if wide == len(corpus):
+        if ids.shape[1] == len(corpus):
             close[:], dropped = True, np.float32(-np.inf)
         ids, scores = _rank(corpus, queries, ids, close, k, corpus_block)
         rest = np.flatnonzero(scores[:, -1] - queries @ middle <= dropped + error)
@@ -81,32 +129,39 @@ def _mean(corpus: np.ndarray) -> np.ndarray:
     return np.mean(corpus[rows], axis=0, dtype=np.float64).astype(np.float32)
 
 
-@functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
-def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
-    """[q, n] float32 of bfloat16 queries and of documents [n, D] relative to the middle, in `out`'s memory.
-
-    `reach` is the largest norm of all documents so far, and the most by which one was moved.
-    """
+def _rounded(docs: Array, middle: Array) -> tuple[Array, Array]:
+    """Documents [n, D] relative to the middle; their largest norm, and the most by which one is rounded."""
     docs = docs.astype(jnp.float32) - middle
     rounded = to_bfloat16(docs)
     norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, docs - rounded)])
+    return rounded.astype(jnp.bfloat16), norms
+
+
+def _error(queries: np.ndarray, coarse: np.ndarray, reach: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """[q], how far products of rounded queries and documents, of which `_rounded` told, are off at most."""
+    moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
+    sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
+    error = moved * far + (sizes + moved) * docs_moved
+    return error + SUM * queries.shape[1] * sizes * (far + np.linalg.norm(middle))
+
+
+@functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
+def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
+    """[q, n] float32 of rounded queries and documents, in `out`'s memory; and the largest norms so far."""
+    rounded, norms = _rounded(docs, middle)
     contracted = (((1,), (1,)), ((), ()))
-    products = jax.lax.dot_general(
-        queries, rounded.astype(jnp.bfloat16), contracted, preferred_element_type=jnp.float32
-    )
+    products = jax.lax.dot_general(queries, rounded, contracted, preferred_element_type=jnp.float32)
     return products, jnp.maximum(reach, norms)
 
 
-def _screen(
+def _screen_on_host(
     corpus: np.ndarray, queries: np.ndarray, middle: np.ndarray, wide: int, progress: Progress
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most."""
+) -> Screened:
     count, dim = corpus.shape
     width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
     kept = exact.reservoirs(len(queries), wide, width)
     coarse = queries.astype(jnp.bfloat16)
-    moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
-    coarse, center, reach = jax.device_put((coarse, middle, np.zeros(2, np.float32)))
+    operands, center, reach = jax.device_put((coarse, middle, np.zeros(2, np.float32)))
     out = jax.device_put(np.zeros((len(queries), width), np.float32))
     view = []  # of `out`; emptied before its memory is given away again, for a thread may long hold `add`
 
@@ -120,15 +175,12 @@ def _screen(
             filling = np.broadcast_to(middle.astype(corpus.dtype), (width - len(docs), dim))
             docs = np.concatenate([docs, filling])
         # Products take all cores, and then the reservoirs do: side by side they would wait for each other.
-        out, reach = _products(coarse, docs, center, reach, out)
+        out, reach = _products(operands, docs, center, reach, out)
         view.append(np.from_dlpack(out)[:, : tile.stop - tile.start])  # `np.asarray` would stay with `out`
         host.each(add, kept)
         view.clear()
         progress.add(len(queries) * (tile.stop - tile.start))
-    ids, products = exact.best(kept)
-    sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
-    error = moved * far + (sizes + moved) * docs_moved
-    return ids, products, error + SUM * dim * sizes * (far + np.linalg.norm(middle))
+    return *exact.best(kept), _error(queries, coarse, reach, middle)
 
 
 def _rank(

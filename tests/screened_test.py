@@ -1,5 +1,8 @@
 """The screen: what it may be off by, when it is believed, and what is done where it is not."""
 
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +34,7 @@ def rounding(vector):
 def test_rounded_products_are_as_near_as_the_bound_says(seed, same, size):
     corpus, queries = vectors(seed, 500, same=same, size=size), vectors(seed + 100, 20, same=same)
     middle = screened._mean(corpus)
-    ids, rounded, error = screened._screen(corpus, queries, middle, 50, silent())
+    ids, rounded, error = screened._screen_on_host(corpus, queries, middle, 50, silent())
     queries, corpus = queries.astype(np.float64), corpus.astype(np.float64)
     true = np.einsum('qd,qkd->qk', queries, corpus[ids]) - (queries @ middle)[:, None]
     assert np.all(np.abs(rounded - true).max(axis=1) <= error)
@@ -43,31 +46,47 @@ def test_the_bound_is_reached_by_what_lies_along_the_rounding(worst):
     other = rounding(one).astype(jnp.bfloat16).astype(np.float32)
     query, doc = (one, other) if worst == 'query' else (other, one)
     corpus = np.stack([doc, -doc])  # about 0
-    _, rounded, error = screened._screen(corpus, query[None], screened._mean(corpus), 2, silent())
+    _, rounded, error = screened._screen_on_host(corpus, query[None], screened._mean(corpus), 2, silent())
     off = abs(abs(rounded[0, 0]) - abs(query.astype(np.float64) @ doc))
     assert 0.95 * error[0] < off <= error[0]
 
 
+@pytest.fixture(params=['host', 'devices'])
+def on(request):
+    """Two ways to search: (`screened` or `exact`, corpus, k, corpus_block) -> the search."""
+
+    def on_host(way, corpus, k, corpus_block):
+        return way.on_host(corpus, k, corpus_block=corpus_block)
+
+    def on_devices(way, corpus, k, corpus_block):
+        sizes = {'query_block': 300, 'corpus_block': corpus_block}
+        return way.on_devices(corpus, k, devices=jax.local_devices(), **sizes)
+
+    return on_host if request.param == 'host' else on_devices
+
+
 def recording(monkeypatch):
-    """Replaces the search by float32; returns that search, and the queries that it will be given."""
-    plain, again = exact.on_host, []
+    """Has float32 tell which queries it is given."""
+    again = []
+    for name in ('on_host', 'on_devices'):
+        plain = getattr(exact, name)
 
-    def recorded(*args, **kwargs):
-        search = plain(*args, **kwargs)
-        return lambda queries, progress: again.extend(queries) or search(queries, progress)
+        def recorded(*args, plain=plain, **kwargs):
+            search = plain(*args, **kwargs)
+            return lambda queries, progress: again.extend(queries) or search(queries, progress)
 
-    monkeypatch.setattr(exact, 'on_host', recorded)
-    return plain, again
+        monkeypatch.setattr(exact, name, recorded)
+    return again
 
 
 @pytest.mark.parametrize('width', [16, 512])  # less than is kept, and more; the last tile is not full
 @pytest.mark.parametrize('same', [0.0, 1.0])
-def test_finds_what_float32_finds_without_searching_again(same, width, monkeypatch):
+def test_finds_what_float32_finds_without_searching_again(on, same, width, monkeypatch):
     corpus, queries = vectors(1, 6000, same=same).astype(np.float16), vectors(2, 300, same=same)
-    plain, again = recording(monkeypatch)
+    expected = on(exact, corpus, 20, 2500)(queries, silent())[1]
+    again = recording(monkeypatch)
     monkeypatch.setattr(screened, '_SCORES', len(queries) * width)
-    ids, scores = screened.on_host(corpus, 20, corpus_block=2500)(queries, silent())
-    expected = plain(corpus, 20, corpus_block=2500)(queries, silent())[1]
+    ids, scores = on(screened, corpus, 20, 2500)(queries, silent())
     tolerance = {'rtol': 0, 'atol': 2e-6 * np.abs(expected).max()}
     np.testing.assert_allclose(scores, expected, **tolerance)
     true = np.einsum('qd,qkd->qk', queries.astype(np.float64), corpus[ids].astype(np.float64))
@@ -75,7 +94,7 @@ def test_finds_what_float32_finds_without_searching_again(same, width, monkeypat
     assert len(again) < 0.05 * len(queries)
 
 
-def test_searches_again_for_the_queries_that_the_screen_leaves_open_and_no_others(monkeypatch):
+def test_searches_again_for_the_queries_that_the_screen_leaves_open_and_no_others(on, monkeypatch):
     corpus, queries = vectors(3, 3000), vectors(4, 40)
     corpus[:, -2:], queries[:, -2:] = 0, 0
     rng = np.random.default_rng(5)
@@ -84,36 +103,37 @@ def test_searches_again_for_the_queries_that_the_screen_leaves_open_and_no_other
         some = corpus[100 * number : 100 * number + 80]
         some[:] = 1e-3 * rng.normal(size=some.shape)
         some[:, axis] += 8
-    plain, again = recording(monkeypatch)
-    ids, scores = screened.on_host(corpus, 10, corpus_block=1000)(queries, silent())
-    expected = plain(corpus, 10, corpus_block=1000)(queries, silent())
+    expected = on(exact, corpus, 10, 1000)(queries, silent())
+    again = recording(monkeypatch)
+    ids, scores = on(screened, corpus, 10, 1000)(queries, silent())
     np.testing.assert_array_equal(ids, expected[0])
     np.testing.assert_allclose(scores, expected[1], rtol=1e-5)
     np.testing.assert_array_equal(again, queries[[7, 23]])
 
 
-def test_does_without_the_screen_where_it_leaves_most_queries_open(monkeypatch):
+def test_does_without_the_screen_where_it_leaves_most_queries_open(on, monkeypatch):
     rng = np.random.default_rng(3)
     corpus = (1 + 1e-4 * rng.normal(size=(3000, 8))).astype(np.float32)
     corpus[:1500] *= -1  # so that the mean is of no use
     queries = np.ones((40, 8), np.float32) + rng.normal(size=(40, 8)).astype(np.float32) / 10
-    plain, search = (way.on_host(corpus, 10, corpus_block=1000) for way in (exact, screened))
+    plain, search = (on(way, corpus, 10, 1000) for way in (exact, screened))
     expected = plain(queries, silent())
     for found, wanted in zip(search(queries, silent()), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    monkeypatch.setattr(screened, '_screen', lambda *_: pytest.fail('the screen was hopeless'))
+    monkeypatch.setattr(screened, '_rank', lambda *_: pytest.fail('the screen was hopeless'))
     np.testing.assert_array_equal(search(queries, silent())[0], expected[0])
 
 
-def test_equal_documents_tie_by_lowest_row():
+def test_equal_documents_tie_by_lowest_row(on):
     corpus = np.repeat(vectors(4, 200), 3, axis=0)
-    ids, scores = screened.on_host(corpus, 30, corpus_block=110)(vectors(5, 12), silent())
+    ids, scores = on(screened, corpus, 30, 110)(vectors(5, 12), silent())
     assert np.all(ids.reshape(12, 10, 3) == ids[:, ::3, None] + np.arange(3))
     assert np.all(scores.reshape(12, 10, 3) == scores[:, ::3, None])
 
 
-def test_pays_where_the_processor_has_the_units(monkeypatch):
-    for units in (True, False):
+def test_pays_where_there_are_matrix_units(monkeypatch):
+    for units, accelerated in itertools.product((True, False), repeat=2):
         monkeypatch.setattr(host, 'has_matrix_units', lambda units=units: units)
-        assert screened.pays(100_000, 10_000, 200) == units
+        monkeypatch.setattr(host, 'is_all_there_is', lambda accelerated=accelerated: not accelerated)
+        assert screened.pays(100_000, 10_000, 200) == (units or accelerated)
         assert not screened.pays(1000, 1000, 10) and not screened.pays(100_000, 10_000, 10_000)

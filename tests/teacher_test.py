@@ -26,11 +26,14 @@ def whole_numbers(seed, rows, dim, largest=2):
     return np.random.default_rng(seed).integers(-largest, largest + 1, size=(rows, dim)).astype(np.float32)
 
 
-@pytest.fixture(params=['BLAS', 'bfloat16', 'XLA'])
+WAYS = ['BLAS', 'BLAS, screened', 'XLA', 'XLA, screened']
+
+
+@pytest.fixture(params=WAYS)
 def devices(request, monkeypatch):
     """What a host without accelerators computes on by itself, two ways, and what accelerators do."""
-    monkeypatch.setattr(screened, 'pays', lambda *_: request.param == 'bfloat16')
-    return jax.local_devices() if request.param == 'XLA' else None
+    monkeypatch.setattr(screened, 'pays', lambda *_: request.param.endswith('screened'))
+    return jax.local_devices() if request.param.startswith('XLA') else None
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -60,7 +63,7 @@ def test_mine_when_every_document_beats_all_before_it(devices):
     np.testing.assert_array_equal(scores, [[699, 698, 697, 696, 695], [0, -1, -2, -3, -4]])
 
 
-@pytest.mark.parametrize('by', ['BLAS', 'bfloat16', 'XLA'])
+@pytest.mark.parametrize('by', WAYS)
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 300), count=st.integers(1, 20), share=st.floats(0, 1), seed=st.integers(0, 99),
@@ -72,8 +75,8 @@ def test_mine_is_brute_force_for_any_shape(by, rows, count, share, seed, corpus_
     corpus_block = max(corpus_block, rows // 5)  # bounds the time, not the shapes
     query_block = max(query_block, count // 3)
     blocks = {'query_block': query_block, 'corpus_block': corpus_block}
-    devices = jax.local_devices() if by == 'XLA' else None
-    with mock.patch.object(screened, 'pays', lambda *_: by == 'bfloat16'):
+    devices = jax.local_devices() if by.startswith('XLA') else None
+    with mock.patch.object(screened, 'pays', lambda *_: by.endswith('screened')):
         ids, _ = teacher.mine(corpus, queries, k, devices=devices, **blocks)
     np.testing.assert_array_equal(ids, brute_force(corpus, queries, k)[0])
 
