@@ -137,3 +137,11 @@ def test_pays_where_there_are_matrix_units(monkeypatch):
         monkeypatch.setattr(host, 'is_all_there_is', lambda accelerated=accelerated: not accelerated)
         assert screened.pays(100_000, 10_000, 200) == (units or accelerated)
         assert not screened.pays(1000, 1000, 10) and not screened.pays(100_000, 10_000, 10_000)
+
+
+def test_devices_tell_the_largest_numbers_about_all_documents_and_nothing_else():
+    corpus = -1 - np.random.default_rng(0).random((310, 4), np.float32)
+    corpus[3] = -0.5
+    sizes = {'devices': jax.local_devices(), 'query_block': 10, 'corpus_block': 100}
+    search = exact.by_xla(corpus, 50, operands=lambda docs: (docs, jnp.max(docs, axis=0)), **sizes)
+    np.testing.assert_array_equal(search(vectors(1, 10, dim=4), silent())[2], np.max(corpus, axis=0))
