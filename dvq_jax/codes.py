@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax.quantizer import split
-from dvq_jax.types import Array, IndexParams
+from dvq_jax.quantizer import encode, rotate, split
+from dvq_jax.types import Array, Encoding, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -47,6 +47,56 @@ def codeword_products(codebooks: Array) -> Array:
 def by_codebook(params: IndexParams, vectors: Array) -> Array:
     """Cuts vectors into the codebooks' subspaces, a codebook's parts together: [..., D] to [M, ..., S]."""
     return jnp.moveaxis(split(params, vectors), -2, 0)
+
+
+def encode_for(
+    params: IndexParams,
+    products: Array,
+    docs: Array,
+    queries: Array,
+    weights: Array,
+    scores: Array,
+    lists: Array | None = None,
+    *,
+    ridge: float,
+    sweeps: int,
+) -> Encoding:
+    """Encodes documents for their queries: their nearest codewords, improved by `choose`.
+
+    Args:
+      params: the index.
+      products: [M, K, S(S+1)/2] float32, `codeword_products` of its codebooks.
+      docs: [n, D] float32, in the caller's space.
+      queries: [n, b, D] float32, ṽ_q in the rotated space, of each document's queries.
+      weights: [n, b] float32, w_q; 0 pads.
+      scores: [n, b] float32, ⟨v_q, v⟩.
+      lists: [n] int32, the documents' lists where they are decided; None assigns the nearest.
+      ridge: ρ.
+      sweeps: over all codebooks.
+
+    Returns:
+      The encoding.
+    """
+    nearest = encode(params, docs, lists)
+    coarse = params.centroids[nearest.lists]
+    students, own = by_codebook(params, queries), by_codebook(params, coarse)
+    chosen = choose(
+        params,
+        products,
+        by_codebook(params, rotate(params, docs) - coarse),
+        nearest.codes.astype(jnp.int32),
+        students,
+        scores - _scored(students, own),
+        weights,
+        ridge=ridge,
+        sweeps=sweeps,
+    )
+    return nearest.replace(codes=chosen.astype(jnp.uint8))
+
+
+def _scored(queries: Array, parts: Array) -> Array:
+    """What vectors [M, n, S] score for queries [M, n, b, S], by codebook both, [n, b]."""
+    return jnp.sum(_dot('mnbs,mns->mnb', queries, parts), axis=0)  # one product would transpose the queries
 
 
 def choose(
@@ -82,7 +132,7 @@ def choose(
     grams = _dot('mnbs,mnbt->mnst', queries * weights[..., None], queries) + ridge * jnp.eye(width)
     squares = _dot('mnp,mkp->mnk', grams[..., rows, columns], products)
     chosen = params.codebooks[jnp.arange(books)[:, None], codes.T]
-    left = errors - _dot('mnbs,mns->nb', queries, chosen)
+    left = errors - _scored(queries, chosen)
     words_up = jnp.arange(words, dtype=codes.dtype)
 
     def improve(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 A region of consecutive documents is finished, and where there is a store written, together, see `blocks`. In
 it documents that about as many queries want go through the devices together, to pad few; those that no query
 wants take their nearest codewords and cost next to nothing. A device takes 8192 documents at once, or 1024 of
-the last ones, so that there are two compiled shapes for each of a few widths.
+the last ones, so that there are two compiled shapes for each of a few widths; a host's core takes 256.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,9 @@ from dvq_jax.types import Array, Encoding, IndexParams
 _FOLDER = 'encodings'  # of a run's folder
 _REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
-# launches want many.
-_CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 64, 512
+# launches want many. A core of a host takes a few of those at a call.
+_CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 32, 512
+_CHOSEN_TILE_ON_HOST = 256
 _KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
 _TILE = 8  # rows of a float32 array that lie together in a TPU's memory
@@ -151,24 +153,9 @@ def _choose_block(
     lists: Array | None,
     wanted: tuple[Array, Array, Array],
 ) -> Encoding:
-    def some(docs, queries, weights, scores, lists=None):
-        start = encode(params, docs, lists)
-        coarse = params.centroids[start.lists]
-        students = codes.by_codebook(params, table[queries])
-        own = codes.by_codebook(params, coarse)
-        reached = jnp.einsum('mnbs,mns->nb', students, own, precision=jax.lax.Precision.HIGHEST)
-        chosen = codes.choose(
-            params,
-            products,
-            codes.by_codebook(params, rotate(params, docs) - coarse),
-            start.codes.astype(jnp.int32),
-            students,
-            scores - reached,
-            weights,
-            ridge=ridge,
-            sweeps=sweeps,
-        )
-        return start.replace(codes=chosen.astype(jnp.uint8))
+    def some(docs: Array, rows: Array, weights: Array, scores: Array, *own: Array) -> Encoding:
+        settings = {'ridge': ridge, 'sweeps': sweeps}
+        return codes.encode_for(params, products, docs, table[rows], weights, scores, *own, **settings)
 
     parts = (docs.astype(jnp.float32), *wanted, *(() if lists is None else (lists,)))
     few = _CHOSEN_ROWS_ON_HOST if host.is_all_there_is() else _CHOSEN_ROWS
@@ -183,6 +170,10 @@ def _compiled(name: str):
     }
     function, in_axes = functions[name]
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices())
+
+
+# Threads call it side by side.
+_choose_on_core = jax.jit(_choose_block, compiler_options={'xla_cpu_multi_thread_eigen': False})
 
 
 class Encoder:
@@ -242,12 +233,12 @@ class Encoder:
         # Row Q pads documents' queries. A TPU takes whole tiles of rows as they are, others it would copy.
         table = np.pad(rotated, ((0, _TILE - len(rotated) % _TILE), (0, 0)))
         products = np.asarray(codes.codeword_products(jnp.asarray(self._params.codebooks)))
-        return replicated((products, table))
+        return _placed((products, table))
 
     @functools.cached_property
-    def _placed(self) -> IndexParams:
+    def _index(self) -> IndexParams:
         """The index on the devices."""
-        return replicated(self._params)
+        return _placed(self._params)
 
     def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
         """Encodes a region."""
@@ -269,16 +260,34 @@ class Encoder:
     ) -> Iterator[tuple[int, np.ndarray, Encoding]]:
         """(copy, rows, their encoding [devices, n, ...], which devices may still be at)."""
         for width, rows in _groups(region, self._audience):
-            on_host = not width and host.is_all_there_is()  # which reads what it encodes
-            for some in _pieces(rows, whole=on_host):
+            on_host = host.is_all_there_is()  # which reads what it encodes
+            for some in _pieces(rows, whole=on_host and not width):
                 docs = None if on_host else gather(self._corpus, some)
                 for copy, own in enumerate(copies):
                     mine = None if own is None else own[some]
                     if on_host:
-                        part = host_encode.encode(self._params, self._corpus, some, mine)
+                        part = self._on_host(some, mine, width=width)
                         yield copy, some, jax.tree.map(lambda x: x[None], part)
                     else:
                         yield copy, some, self._on_devices(some, docs, mine, width=width)
+
+    def _on_host(self, rows: np.ndarray, lists: np.ndarray | None, *, width: int) -> Encoding:
+        """The encoding [n, ...] of documents that at most `width` queries want."""
+        if not width:
+            return host_encode.encode(self._params, self._corpus, rows, lists)
+        audience = self._audience
+        shared = (self._index, *self._shared, audience.ridge, audience.sweeps)
+
+        def tile(part: slice) -> Encoding:
+            count = part.stop - part.start
+            places = np.pad(np.arange(part.start, part.stop), (0, _CHOSEN_TILE_ON_HOST - count), 'edge')
+            some, own = rows[places], None if lists is None else lists[places]
+            wanted = audience.demand.of(some, width)
+            found = _choose_on_core(*shared, gather(self._corpus, some), own, wanted)
+            return jax.tree.map(lambda x: np.asarray(x)[:count], found)
+
+        tiles = host.on_threads(tile, blocks.cut(len(rows), _CHOSEN_TILE_ON_HOST))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *tiles)
 
     def _on_devices(
         self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
@@ -290,8 +299,13 @@ class Encoder:
             audience = self._audience
             wanted = spread(audience.demand.of(rows, width), size)
             settings = (audience.ridge, audience.sweeps)
-            return _compiled('choose')(self._placed, *self._shared, *settings, docs, lists, wanted)
-        return _compiled('encode')(self._placed, docs, lists)
+            return _compiled('choose')(self._index, *self._shared, *settings, docs, lists, wanted)
+        return _compiled('encode')(self._index, docs, lists)
+
+
+def _placed(tree: Any) -> Any:
+    """What all documents need: a copy on each local accelerator, or one for the threads of a host."""
+    return jax.device_put(tree) if host.is_all_there_is() else replicated(tree)
 
 
 def _groups(region: slice, audience: Audience | None) -> Iterator[tuple[int, np.ndarray]]:

@@ -26,8 +26,10 @@ def test_keeps_frozen_lists(by, monkeypatch):
     np.testing.assert_array_equal(encoding.codes, quantizer.encode(index, docs, lists).codes)
 
 
+@pytest.mark.parametrize('by', ['host', 'devices'])
 @pytest.mark.parametrize('most', [16, 64])  # some or none have as many
-def test_codes_serve_the_queries_that_want_a_document(most):
+def test_codes_serve_the_queries_that_want_a_document(most, by, monkeypatch):
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'host')
     index, docs = random_index(), random_docs(1, 600)
     rng = np.random.default_rng(0)
     queries = (docs[rng.integers(600, size=300)] + 0.3 * random_docs(2, 300)).astype(np.float32)
