@@ -59,6 +59,7 @@ setuptools.setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.11',
         'scann>=1.4.2',
+        'scipy>=1.11',  # sums over clusters on a host, by sparse products; jax needs it too
         'tensorboardX>=2.6',  # TensorBoard event files without TensorFlow
         'tensorflow-datasets>=4.9.10',
         'threadpoolctl>=3.5',  # mining on a host: a BLAS thread for each of ours

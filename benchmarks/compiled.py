@@ -25,7 +25,7 @@ from absl import flags
 from jax.experimental import topologies
 from speed_step import plain_step
 
-from dvq_jax import cli, clustering, corpus, encode, files, host, memory, towers
+from dvq_jax import cli, corpus, encode, files, host, memory, points, towers
 from dvq_jax.train_step import init_state
 from dvq_jax.types import Batch, IndexParams
 
@@ -89,10 +89,10 @@ def _passes(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     chosen = (index, products, table, _shape(), _shape(**ints), docs, lists, wanted)
     yield 'choose codes', encode._compiled('choose'), chosen
     sample = (devices, 8 // devices, 32, 1024)
-    points = clustering.Points(_shape(*sample, _D), _shape(*sample))
-    yield 'k-means iteration', clustering._lloyd_sums, (points, _shape(1, _L, _D))
-    yield 'PQ iteration', clustering._lloyd_sums, (points, _shape(_M, _K, width))
-    yield 'OPQ moment', clustering._moment, (points, _shape(_M, _K, width))
+    spread = points.DevicePoints(_shape(*sample, _D), _shape(*sample))
+    yield 'k-means iteration', points._lloyd_sums, (spread, _shape(1, _L, _D))
+    yield 'PQ iteration', points._lloyd_sums, (spread, _shape(_M, _K, width))
+    yield 'OPQ moment', points._moment, (spread, _shape(_M, _K, width))
 
 
 def _plan(name: str, devices: int, function: Callable, args: tuple) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _map_over(devices: int) -> None:
     """Lets all that is mapped from now on be mapped over so many chips that are not there."""
     chips = topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGY).devices[:devices]
     jax.pmap = lambda function, **settings: _pmap(function, **{**settings, 'devices': chips})
-    importlib.reload(clustering)  # which maps its functions as it is imported
+    importlib.reload(points)  # which maps its functions as it is imported
     for mapped in (encode._compiled, corpus._on_devices):
         mapped.cache_clear()
 

@@ -1,116 +1,23 @@
-"""k-means, product quantization and its optimized form, on the accelerators.
+"""k-means, product quantization and its optimized form.
 
 k-means minimises Σ_i min_k ‖x_i − c_k‖² by Lloyd's iterations. PQ is k-means in each of the M subspaces
 of the residuals. OPQ (Ge et al., CVPR 2013, the non-parametric form) alternates PQ with the orthogonal
-Procrustes problem, R = U·Vᵀ of the SVD of Σ_i x_i·x̂_iᵀ.
-
-All devices of all processes share every pass over the sample. Sums run over a fixed number of shards in a
-fixed order, so that any number of devices that divides it gives the same bits.
+Procrustes problem, R = U·Vᵀ of the SVD of Σ_i x_i·x̂_iᵀ. Passes over the sample are those of `points`.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax.codewords import pick, sums
 from dvq_jax.errors import InputError
+from dvq_jax.points import Points, place
 from dvq_jax.progress import Progress
-from dvq_jax.quantizer import nearest
 from dvq_jax.types import Array
 
-_SHARDS = 8
-_BLOCK = 1024
 _PRECISION = jax.lax.Precision.HIGHEST
-_AXIS = 'data'
-
-
-class Points(NamedTuple):
-    """A sample spread over the devices.
-
-    Attributes:
-      values: [local devices, shards, blocks, block, D] float32.
-      weights: [local devices, shards, blocks, block] float32; 0 marks padding.
-    """
-
-    values: Array
-    weights: Array
-
-
-@functools.partial(jax.pmap, axis_name=_AXIS)
-def _put(values: np.ndarray) -> Array:
-    return values
-
-
-def place(sample: np.ndarray) -> Points:
-    """Spreads a sample over all devices; every process holds it all and takes its part.
-
-    Args:
-      sample: [n, D] float32, the same on every process.
-
-    Returns:
-      The points, zero-padded to whole blocks.
-    """
-    devices = jax.device_count()
-    shards = devices * max(1, _SHARDS // devices)
-    blocks = -(-len(sample) // (shards * _BLOCK))
-    padding = shards * blocks * _BLOCK - len(sample)
-    shape = (devices, shards // devices, blocks, _BLOCK)
-    values = np.pad(sample, ((0, padding), (0, 0))).reshape(*shape, sample.shape[1])
-    weights = np.pad(np.ones(len(sample), np.float32), (0, padding)).reshape(shape)
-    first = jax.process_index() * jax.local_device_count()
-    mine = slice(first, first + jax.local_device_count())
-    return Points(_put(values[mine]), _put(weights[mine]))
-
-
-def _sum_over_shards(per_block, points: Points, *args) -> tuple:
-    """Σ over all blocks of `per_block(values, weights, *args)`, in the order of the shards."""
-
-    def shard_sum(shard):
-        def add(total, block):
-            return jax.tree.map(jnp.add, total, per_block(*block, *args)), None
-
-        first, rest = jax.tree.map(lambda x: x[0], shard), jax.tree.map(lambda x: x[1:], shard)
-        return jax.lax.scan(add, per_block(*first, *args), rest)[0]
-
-    partial = jax.lax.map(shard_sum, (points.values, points.weights))
-    shards = jax.tree.map(lambda x: jax.lax.all_gather(x, _AXIS, axis=0, tiled=True), partial)
-    return jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), shards)
-
-
-def _lloyd_block(values: Array, weights: Array, centers: Array) -> tuple[Array, Array, Array]:
-    groups, count, width = centers.shape
-    grouped = values.reshape(-1, groups, width)
-    chosen, gaps = nearest(grouped, centers)
-    squared = gaps + jnp.sum(jnp.square(grouped), axis=-1)
-    weighted = weights[:, None, None] * jnp.concatenate([grouped, jnp.ones((*squared.shape, 1))], axis=-1)
-    totals = sums(chosen, weighted, words=count)
-    return totals[..., :-1], totals[..., -1], jnp.sum(squared * weights[:, None], axis=0)
-
-
-@functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None), out_axes=None)
-def _lloyd_sums(points: Points, centers: Array) -> tuple[Array, Array, Array]:
-    return _sum_over_shards(_lloyd_block, points, centers)
-
-
-def _moment_block(values: Array, _weights: Array, codebooks: Array) -> Array:
-    books, _, width = codebooks.shape
-    chosen, _ = nearest(values.reshape(-1, books, width), codebooks)
-    approximate = pick(codebooks, chosen).reshape(values.shape)
-    return jnp.matmul(values.T, approximate, precision=_PRECISION)
-
-
-@functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None), out_axes=None)
-def _moment(points: Points, codebooks: Array) -> Array:
-    """Σ_i x_iᵀ·x̂_i."""
-    return _sum_over_shards(_moment_block, points, codebooks)
-
-
-@functools.partial(jax.pmap, axis_name=_AXIS, in_axes=(0, None))
-def _rotated(points: Points, rotation: Array) -> Points:
-    return points._replace(values=jnp.matmul(points.values, rotation, precision=_PRECISION))
 
 
 def _repair(centers: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> None:
@@ -196,8 +103,8 @@ def _lloyd(
     rng = np.random.default_rng(seed)
     distortion = float('nan')
     for _ in range(iterations):
-        totals, counts, squared = (np.array(x) for x in _lloyd_sums(points, centers))
-        distortion = float(squared.sum() / counts[0].sum())
+        totals, counts, squared = (np.array(x) for x in points.lloyd_sums(centers))
+        distortion = float(squared / counts[0].sum())
         centers = totals / np.maximum(counts, 1)[..., None]
         _repair(centers, counts, rng)
         if spherical:
@@ -292,12 +199,12 @@ def opq(
     rotation = np.eye(sample.shape[1], dtype=np.float32)
     progress = Progress('OPQ', total=iterations + pq_iterations, unit='iterations')
     for step in range(iterations):
-        rotated = _rotated(points, rotation)
+        rotated = points.rotated(rotation)
         centers, distortion = _lloyd(rotated, centers, iterations=1, seed=seed + step)
-        rotation = procrustes(rotation @ np.asarray(_moment(rotated, centers)))
+        rotation = procrustes(rotation @ np.asarray(rotated.moment(centers)))
         progress.add(1, note=f'distortion {distortion:.5g}')
     centers, distortion = _lloyd(
-        _rotated(points, rotation), centers, iterations=pq_iterations, seed=seed, progress=progress
+        points.rotated(rotation), centers, iterations=pq_iterations, seed=seed, progress=progress
     )
     progress.done(note=f'distortion {distortion:.5g}')
     return centers, rotation

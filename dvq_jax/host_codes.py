@@ -40,6 +40,7 @@ class Codebooks:
 
     def __init__(self, codebooks: np.ndarray, residuals: int):
         self._size, words, width = codebooks.shape
+        self._kind = np.uint8 if words <= 256 else np.int32
         self._wide = self._grouped = None
         if width >= _WIDE:
             self._wide = [Centers(book, residuals) for book in codebooks]
@@ -57,13 +58,13 @@ class Codebooks:
           residuals: [n, D] float32.
 
         Returns:
-          [n, M] uint8.
+          [n, M] uint8, of more than 256 codewords int32.
         """
         if self._wide is not None:
             parts = np.split(residuals, self._size, axis=1)
             found = [book.nearest(part) for book, part in zip(self._wide, parts, strict=True)]
-            return np.stack(found, axis=1).astype(np.uint8)
-        found = np.empty((len(residuals), self._size), np.uint8)
+            return np.stack(found, axis=1).astype(self._kind)
+        found = np.empty((len(residuals), self._size), self._kind)
         for part in cut(len(residuals), ROWS):
             blocks = np.zeros((ROWS // _LANES, residuals.shape[1], _LANES), np.float32)
             for block, some in zip(blocks, cut(part.stop - part.start, _LANES), strict=False):
@@ -75,7 +76,7 @@ class Codebooks:
 
 @functools.partial(jax.jit, compiler_options={'xla_cpu_prefer_vector_width': 512})
 def _nearest(codewords: Array, norms: Array, blocks: Array) -> Array:
-    """[B, M, n] uint8 of residuals [B, D, n]; codewords times −2 [K/8, M, 8, S], and their squared norms."""
+    """[B, M, n] int32 of residuals [B, D, n]; codewords times −2 [K/8, M, 8, S], and their squared norms."""
     _, books, _, width = codewords.shape
     place = _GROUP - 1  # the bits of the place in a group
 
@@ -101,6 +102,6 @@ def _nearest(codewords: Array, norms: Array, blocks: Array) -> Array:
         for number in range(1, len(bits)):
             less = (bits[number] | place) < least  # and not in another place of as near a group
             least, chosen = jnp.where(less, bits[number], least), jnp.where(less, number, chosen)
-        return (_GROUP * chosen + (least & place)).astype(jnp.uint8)
+        return _GROUP * chosen + (least & place)
 
     return jax.lax.map(one_block, blocks)
