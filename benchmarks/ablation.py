@@ -1,4 +1,4 @@
-"""The paper's two ablations on your own data: which loss (its eqs. 7 to 11), which candidates (its Table 3).
+"""Ablations on your own data: loss (the paper's eqs. 7 to 11), candidates (its Table 3), matrix products.
 
 python benchmarks/ablation.py --table=losses --dataset=DATASET --workdir=W --out=docs/results/losses.json \
     --queries=dev_queries.npy --query_ids=dev_queries.tsv --qrels=dev_qrels.txt
@@ -41,6 +41,7 @@ TABLES = {
         {'candidates': 'gt+top200'},
         {'candidates': 'gt+top200+ib'},
     ],
+    'products': [{'train.products': 'float32'}, {'train.products': 'bfloat16'}],
 }
 
 _TABLE = flags.DEFINE_enum('table', None, list(TABLES), 'Which table.', required=True)

@@ -1,4 +1,7 @@
-"""Whether reading keeps up with training: batches a second of the input alone, of the step alone, of both."""
+"""Whether reading keeps up with training: batches a second of the input alone, of the step alone, of both.
+
+And how many documents of a batch are brought more than once: that is what quantizing each once would save.
+"""
 
 from typing import Any
 
@@ -11,7 +14,20 @@ from speed_timing import in_turn
 from dvq_jax import run as runs
 from dvq_jax import towers
 from dvq_jax.batches import training_batches
+from dvq_jax.candidates import parse_mixture
+from dvq_jax.dataset import Dataset
 from dvq_jax.train_step import init_state, make_train_step
+
+_LOOKED_AT = 20  # batches
+_ALL = 'top200+ib'
+
+
+def _brought_again(dataset: Dataset, text: str, *, batch_size: int, seed: int) -> float:
+    """The share of a batch's documents, by the mixture of that name, that another query has brought too."""
+    settings = {'batch_size': batch_size, 'seed': seed, 'lists': None, 'with_docs': False}
+    batches = training_batches(dataset, mixture=parse_mixture(text), **settings)
+    ids = [next(batches).batch.doc_ids for _ in range(_LOOKED_AT)]
+    return 1 - float(np.mean([len(np.unique(some)) / some.size for some in ids]))
 
 
 def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) -> dict[str, Any]:
@@ -25,7 +41,9 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
       repeats: of each.
 
     Returns:
-      The sizes, and 'seconds' a batch of 'input', 'step' and 'both'.
+      The sizes, 'seconds' a batch of 'input', 'step' and 'both', and 'brought_again', the share of documents
+      that are in a batch already, by the config's candidates and, as far as the dataset reaches, by all of
+      Top-200.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -56,4 +74,7 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
     seconds = {name: value / batches for name, value in in_turn(sides, repeats).items()}
     sizes = {'documents': len(run.dataset.corpus), 'dim': dim, **about, 'candidates': run.mixture.size}
     sizes |= {'lists': index.lists, 'codebooks': index.codebooks, 'codewords': index.codewords}
-    return {**sizes, 'seconds': seconds}
+    mixtures = [config.candidates, *([_ALL] if run.dataset.topk >= parse_mixture(_ALL).top_k else [])]
+    settings = {'batch_size': config.data.batch_size, 'seed': config.seed}
+    again = {text: _brought_again(run.dataset, text, **settings) for text in mixtures}
+    return {**sizes, 'seconds': seconds, 'brought_again': again}
