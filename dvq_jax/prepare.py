@@ -110,8 +110,7 @@ def prepare(
     """Mines the teacher's Top-K of each query and writes a training dataset.
 
     A killed call leaves its finished mining in `.OUT.mining` beside `out`; the same call goes on from there
-    and ends with the same bytes. The processes of a `jax.distributed` run, on folders that all of them see,
-    share the mining, and process 0 writes.
+    and ends with the same bytes. The processes of a `jax.distributed` run that see `out` share the mining.
 
     Args:
       corpus, queries, corpus_ids, query_ids, qrels, query_texts: as `read_inputs` takes them.
@@ -123,8 +122,7 @@ def prepare(
       What was written: `dataset`, `documents`, `train`, `dev`, `topk`, `seconds`.
 
     Raises:
-      InputError: a file cannot be used, topk exceeds N, `out` exists or cannot be created; or another process
-        has failed.
+      InputError: a file cannot be used, topk exceeds N, `out` cannot be created, or another process failed.
 
     Example:
       prepare(corpus='docs.npy', queries='queries.npy', out='DATASET', topk=200)
