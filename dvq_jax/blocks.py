@@ -4,15 +4,15 @@ The blocks do not depend on each other. One process does them in turn, several p
 `jax.distributed` run share them, and Beam's workers take them as they come (`beam`).
 """
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from dvq_jax import files
+from dvq_jax import files, peers
 from dvq_jax.progress import Progress
 
 
@@ -91,6 +91,9 @@ def finish(work: Work, parts: Parts | None = None, *, quiet: bool = False) -> Ma
 
     Returns:
       All blocks by number, each its arrays by name.
+
+    Raises:
+      InputError: another process that shares them has failed.
     """
     shared = parts is not None
     # By number, not by what is missing: of that every process would see something else.
@@ -100,10 +103,9 @@ def finish(work: Work, parts: Parts | None = None, *, quiet: bool = False) -> Ma
     total, left = (sum(map(work.size, numbers)) for numbers in (own, todo))
     every = float('inf') if quiet else 5.0
     progress = Progress(work.label, total=total, unit=work.unit, start=total - left, every=every)
-    for number in todo:
-        parts[number] = work(number, progress)
-    if todo and not quiet:
-        progress.done()
-    if shared:
-        multihost_utils.sync_global_devices('all blocks are finished')
+    with peers.all_or_none() if shared else contextlib.nullcontext():
+        for number in todo:
+            parts[number] = work(number, progress)
+        if todo and not quiet:
+            progress.done()
     return parts

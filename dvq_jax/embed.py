@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dvq_jax import blocks, files, host, huggingface
+from dvq_jax import blocks, files, host, huggingface, peers
 from dvq_jax.progress import Progress
 from dvq_jax.texts import Texts
 from dvq_jax.transformer import Transformer
@@ -192,18 +192,20 @@ def embed_file(
       Its shape, [N, D].
 
     Raises:
-      InputError: a line without a text, or nothing can be written there.
+      InputError: a line without a text, or nothing can be written there, in this process or in another.
     """
-    files.check_output(out)
-    work = Embedding(encoder, texts, dtype=np.dtype(dtype))
-    folder = files.make_folder(out.with_name(f'.{out.name}.blocks'))
-    parts = blocks.Parts(folder, f'{work.identity()[:16]}.')
+    with peers.all_or_none():
+        files.check_output(out)
+        work = Embedding(encoder, texts, dtype=np.dtype(dtype))
+        folder = files.make_folder(out.with_name(f'.{out.name}.blocks'))
+        parts = blocks.Parts(folder, f'{work.identity()[:16]}.')
     blocks.finish(work, parts)
-    if jax.process_index() == 0:
-        with files.atomic_file(out) as aside:
-            array = np.lib.format.open_memmap(aside, 'w+', np.dtype(dtype), work.shape)
-            for number, rows in enumerate(work.blocks):
-                array[rows] = parts[number]['vectors']
-            array.flush()
-        shutil.rmtree(folder)
+    with peers.all_or_none():
+        if jax.process_index() == 0:
+            with files.atomic_file(out) as aside:
+                array = np.lib.format.open_memmap(aside, 'w+', np.dtype(dtype), work.shape)
+                for number, rows in enumerate(work.blocks):
+                    array[rows] = parts[number]['vectors']
+                array.flush()
+            shutil.rmtree(folder)
     return work.shape

@@ -6,9 +6,10 @@ import shutil
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from dvq_jax import data, dataset, files, teacher
+from dvq_jax import data, dataset, files, peers, teacher
 from dvq_jax.errors import InputError
 from dvq_jax.texts import Texts
 
@@ -109,7 +110,7 @@ def prepare(
     """Mines the teacher's Top-K of each query and writes a training dataset.
 
     A killed call leaves its finished mining in `.OUT.mining` beside `out`; the same call goes on from there
-    and ends with the same bytes.
+    and ends with the same bytes. The processes of a `jax.distributed` run that see `out` share the mining.
 
     Args:
       corpus, queries, corpus_ids, query_ids, qrels, query_texts: as `read_inputs` takes them.
@@ -121,31 +122,56 @@ def prepare(
       What was written: `dataset`, `documents`, `train`, `dev`, `topk`, `seconds`.
 
     Raises:
-      InputError: a file cannot be used, topk exceeds N, `out` exists or cannot be created.
+      InputError: a file cannot be used, topk exceeds N, `out` cannot be created, or another process failed.
 
     Example:
       prepare(corpus='docs.npy', queries='queries.npy', out='DATASET', topk=200)
     """
     begin = time.monotonic()
-    out = new_dataset(out)
-    inputs = read_inputs(
-        corpus=corpus,
-        queries=queries,
-        topk=topk,
-        corpus_ids=corpus_ids,
-        query_ids=query_ids,
-        qrels=qrels,
-        query_texts=query_texts,
-    )
-    files.make_folder(out.parent)
-    mined = mining_folder(out)
-    topk_ids, topk_scores = teacher.mine(inputs.corpus, inputs.queries, topk, cache=mined)
+    with peers.all_or_none():
+        out = new_dataset(out)
+        inputs = read_inputs(
+            corpus=corpus,
+            queries=queries,
+            topk=topk,
+            corpus_ids=corpus_ids,
+            query_ids=query_ids,
+            qrels=qrels,
+            query_texts=query_texts,
+        )
+        files.make_folder(out.parent)
+    mined = teacher.mine(inputs.corpus, inputs.queries, topk, cache=mining_folder(out))
     dev = dataset.held_out(inputs.query_ids, dev_queries)
+    with peers.all_or_none():
+        if jax.process_index() == 0:
+            _write(out, inputs, mined, dev, corpus=corpus, corpus_ids=corpus_ids)
+    if jax.process_index() == 0:  # only now has everybody read it
+        shutil.rmtree(mining_folder(out))
+    return {
+        'dataset': str(out),
+        'documents': len(inputs.corpus),
+        'train': int((~dev).sum()),
+        'dev': int(dev.sum()),
+        'topk': topk,
+        'seconds': round(time.monotonic() - begin, 1),
+    }
+
+
+def _write(
+    out: pathlib.Path,
+    inputs: Inputs,
+    mined: tuple[np.ndarray, np.ndarray],
+    dev: np.ndarray,
+    *,
+    corpus: Path,
+    corpus_ids: Path | None,
+) -> None:
     with files.atomic_folder(out) as folder:
         corpus_path = pathlib.Path(corpus).absolute()
         if corpus_path.suffix == '.parquet':  # cannot be memory-mapped: the dataset keeps a copy that can
             corpus_path = pathlib.Path('docs.npy')
             np.save(folder / corpus_path, inputs.corpus)
+        topk_ids, topk_scores = mined
         dataset.write_dataset(
             folder,
             corpus=inputs.corpus,
@@ -159,12 +185,3 @@ def prepare(
             texts=inputs.texts,
             dev=dev,
         )
-    shutil.rmtree(mined)
-    return {
-        'dataset': str(out),
-        'documents': len(inputs.corpus),
-        'train': int((~dev).sum()),
-        'dev': int(dev.sum()),
-        'topk': topk,
-        'seconds': round(time.monotonic() - begin, 1),
-    }

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvq_jax import checkpoint, evaluate, files, metrics, placement, preemption, towers
+from dvq_jax import checkpoint, evaluate, files, metrics, peers, placement, preemption, towers
 from dvq_jax.batches import training_batches
 from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
@@ -131,7 +131,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       InputError: a config, dataset or workdir that cannot be used, or a loss that is not finite.
     """
     begin = time.monotonic()
-    run = open_run(config, workdir)
+    with peers.all_or_none():
+        run = open_run(config, workdir)
     with preemption.watch() as preempted, contextlib.ExitStack() as stack:
         start = starting_point(run)
         checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)

@@ -1,4 +1,6 @@
-# Sourced by the scripts of this folder: makes an environment of its own, .venv, and installs into it.
+# Sourced by the scripts of this folder: makes an environment of its own, .venv, and installs into it what
+# setup.py wants, where that is not done yet. Hosts or jobs that share the checkout take turns, so the disk that
+# they share must know file locks: NFS does, a mounted bucket does not.
 # usage: . launch/environment.sh EXTRAS
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -7,7 +9,13 @@ PYTHON=${PYTHON:-python3}
   echo "error: dvq_jax needs Python 3.11 or newer; set PYTHON=/path/to/python3." >&2
   exit 2
 }
-[ -x .venv/bin/pip ] || "$PYTHON" -m venv .venv
-echo "installing into $PWD/.venv" >&2
-.venv/bin/python -m pip install --quiet --editable ".[$1]"
+( # the lock is held until this shell ends
+  flock 9
+  if ! cmp -s setup.py ".venv/installed-$1"; then
+    [ -x .venv/bin/pip ] || "$PYTHON" -m venv .venv
+    echo "installing into $PWD/.venv" >&2
+    .venv/bin/python -m pip install --quiet --editable ".[$1]"
+    cp setup.py ".venv/installed-$1"
+  fi
+) 9>.venv.lock
 PATH="$PWD/.venv/bin:$PATH"

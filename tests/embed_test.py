@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -68,12 +69,23 @@ def test_an_interrupted_file_goes_on_where_it_was(tmp_path, encoder, monkeypatch
     assert not list(tmp_path.glob('.*'))
 
 
-def encode(folder, out, *extra, devices=1):
+def start(folder, out, *extra, devices=1):
     command = [sys.executable, '-m', 'dvq_jax.cli.encode', f'--model={folder / "E"}', f'--out={out}']
     command += [f'--text={folder / "t.tsv"}', *extra]
     flags = f'--xla_force_host_platform_device_count={devices}'
     env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=300)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def ended(process):
+    said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def encode(folder, out, *extra, devices=1):
+    return ended(start(folder, out, *extra, devices=devices))
 
 
 def test_the_command_gives_the_same_on_more_devices(tmp_path, encoder):
@@ -89,6 +101,19 @@ def test_the_command_gives_the_same_on_more_devices(tmp_path, encoder):
     assert encode(tmp_path, tmp_path / 'two.npy', '--prefix=query: ', '--dtype=float32').returncode == 0
     prefixed = embed.Embedder(encoder)([f'query: {line}' for line in lines])
     np.testing.assert_allclose(np.load(tmp_path / 'two.npy'), prefixed, atol=1e-6)
+
+
+def test_two_processes_write_the_file_of_one(tmp_path, encoder):
+    write_texts(tmp_path / 't.tsv')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        run = [f'--coordinator=127.0.0.1:{probe.getsockname()[1]}', '--num_processes=2']
+    both = [start(tmp_path, tmp_path / 'two.npy', *run, f'--process_id={number}') for number in range(2)]
+    for done in map(ended, both):
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1])['texts'] == {str(tmp_path / 'two.npy'): 90}
+    assert encode(tmp_path, tmp_path / 'one.npy').returncode == 0
+    assert (tmp_path / 'one.npy').read_bytes() == (tmp_path / 'two.npy').read_bytes()
 
 
 def test_the_command_refuses_in_one_sentence(tmp_path, encoder):

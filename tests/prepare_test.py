@@ -1,7 +1,9 @@
 import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,3 +185,45 @@ def test_killed_twice_and_run_again_ends_with_the_same_bytes(tmp_path):
     subprocess.run(command(out, **given, topk=30), capture_output=True, check=True)
     assert contents(out) == contents(tmp_path / 'WHOLE')
     assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def end_of_two(given, *, of_the_second=None):
+    """Runs the command as two processes; their exit codes, results and standard errors."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        run = {'coordinator': f'127.0.0.1:{probe.getsockname()[1]}', 'num_processes': 2}
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    started = [
+        subprocess.Popen(
+            command(**{**given, **run, 'process_id': number, **changes}),
+            env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number, changes in enumerate([{}, of_the_second or {}])
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in started]
+    return [(process.returncode, *both) for process, both in zip(started, said, strict=True)]
+
+
+def test_two_processes_share_the_mining_and_write_the_dataset_of_one(tmp_path):
+    given = write_inputs(tmp_path, queries=20_000)  # three blocks of mining
+    one = prepare(**given, topk=30, out=tmp_path / 'ONE')
+    mined = []
+    for code, out, err in end_of_two({**given, 'topk': 30, 'out': tmp_path / 'TWO'}):
+        assert code == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert result | {'seconds': 0} == one | {'dataset': str(tmp_path / 'TWO'), 'seconds': 0}
+        mined += [int(scores) for scores in re.findall(r'mine: \d+/(\d+) scores \(100%\)', err)]
+    assert len(mined) == 2 and min(mined) > 0 and sum(mined) == 20_000 * N
+    assert contents(tmp_path / 'TWO') == contents(tmp_path / 'ONE')
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_both_processes_end_where_one_finds_bad_input(tmp_path):
+    given = {**write_inputs(tmp_path), 'topk': 20, 'out': tmp_path / 'OUT'}
+    begin = time.monotonic()
+    first, second = end_of_two(given, of_the_second={'queries': tmp_path / 'none.npy'})
+    assert time.monotonic() - begin < 60  # JAX alone would wait for five minutes
+    assert first[0] == second[0] == 2
+    assert first[2].splitlines()[-1].startswith('error: process 1 of 2 has failed')
+    assert 'none.npy: no such file' in second[2].splitlines()[-1]
+    assert not [path for path in tmp_path.iterdir() if 'OUT' in path.name]

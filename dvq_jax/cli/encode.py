@@ -11,6 +11,7 @@ import time
 
 from absl import flags
 
+from dvq_jax import peers
 from dvq_jax.cli import encoders, processes, run
 from dvq_jax.errors import InputError
 from dvq_jax.texts import Texts
@@ -19,6 +20,7 @@ _MODEL = flags.DEFINE_string('model', None, "The encoder: a folder in Hugging Fa
 _TEXT = flags.DEFINE_list('text', None, 'A .tsv of ids and texts, or several.', required=True)
 _OUT = flags.DEFINE_list('out', None, 'The embeddings, a .npy to write for each.', required=True)
 flags.adopt_module_key_flags(encoders)
+flags.adopt_module_key_flags(processes)
 _DTYPE = flags.DEFINE_enum('dtype', 'float16', ['float16', 'float32'], 'Of the embeddings.')
 
 
@@ -31,12 +33,14 @@ def main() -> dict:
     for out in _OUT.value:
         if pathlib.Path(out).suffix != '.npy':
             raise InputError(f'--out={out}: embeddings are written as .npy; name it so.')
-    encoder = encoders.load(_MODEL.value)
     from dvq_jax import embed
 
+    with peers.all_or_none():
+        encoder = encoders.load(_MODEL.value)
+        texts = [Texts(text) for text in _TEXT.value]
     counts = {}
-    for text, out in zip(_TEXT.value, _OUT.value, strict=True):
-        counts[out], dim = embed.embed_file(encoder, Texts(text), pathlib.Path(out), dtype=_DTYPE.value)
+    for text, out in zip(texts, _OUT.value, strict=True):
+        counts[out], dim = embed.embed_file(encoder, text, pathlib.Path(out), dtype=_DTYPE.value)
     return {'texts': counts, 'dim': dim, 'seconds': round(time.monotonic() - begin, 1)}
 
 

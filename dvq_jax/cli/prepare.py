@@ -2,11 +2,13 @@ r"""Mines the teacher's Top-K and writes a training dataset.
 
 python -m dvq_jax.cli.prepare --corpus=docs.npy --corpus_ids=docs.tsv --queries=train_queries.npy \
     --query_ids=train_queries.tsv --qrels=train_qrels.txt --topk=200 --out=DATASET
+
+What is interrupted goes on where it was. On several processes as `train`: they share the mining.
 """
 
 from absl import flags
 
-from dvq_jax.cli import run
+from dvq_jax.cli import processes, run
 from dvq_jax.prepare import prepare
 
 _CORPUS = flags.DEFINE_string(
@@ -28,10 +30,12 @@ _QUERY_TEXTS = flags.DEFINE_bool(
     'Keep the texts of --query_ids, its further columns, for a query tower that reads them.',
 )
 _OUT = flags.DEFINE_string('out', None, 'The dataset: a folder to create.', required=True)
+flags.adopt_module_key_flags(processes)
 
 
 def main() -> dict:
-    """Prepares; says what was written."""
+    """Joins the other processes, if any, and prepares; says what was written."""
+    processes.join()
     return prepare(
         corpus=_CORPUS.value,
         queries=_QUERIES.value,

@@ -16,6 +16,7 @@ from dvq_jax.train import train
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints and metrics.')
 flags.mark_flags_as_required(['config', 'workdir'])
+flags.adopt_module_key_flags(processes)
 
 
 def _config() -> ml_collections.ConfigDict:
@@ -31,7 +32,7 @@ def _config() -> ml_collections.ConfigDict:
 
 def main() -> dict:
     """Joins the other processes, if any, and trains."""
-    processes.join()
+    processes.join(watched=True)
     return train(_config(), _WORKDIR.value)
 
 
