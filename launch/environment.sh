@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-python3}
   exit 2
 }
 ( # the lock is held until this shell ends
-  flock 9
+  if command -v flock >/dev/null; then flock 9; fi
   if ! cmp -s setup.py ".venv/installed-$1"; then
     [ -x .venv/bin/pip ] || "$PYTHON" -m venv .venv
     echo "installing into $PWD/.venv" >&2

@@ -41,9 +41,8 @@ def join(*, watched: bool = False) -> None:
             f'--distributed: this is no process of a run that JAX knows ({error}); give --coordinator, '
             '--num_processes and a --process_id below that.'
         ) from error
-    multihost_utils.sync_global_devices(
-        'all have joined'
-    )  # later JAX would wait for the slowest for 2 minutes only
+    # Now, for later JAX would wait for the slowest for 2 minutes only.
+    multihost_utils.sync_global_devices('all have joined')
     if not watched:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it
 
