@@ -4,8 +4,9 @@ python benchmarks/speed.py --corpus=docs.npy --queries=queries.npy --dataset=DAT
     --out=docs/results/speed.json
 
 Every part that is finished is stored; --parts runs some, and --report_only prints the tables of those that
-are there. Sides are timed in turn after a first round that does not count, and medians are compared. The step
-of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
+are there, and how near our side comes to its floor, by what the device was seen to do at most before the part
+(`floors`). Sides are timed in turn after a first round that does not count, and medians are compared. The
+step of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
 """
 
 import importlib.metadata
@@ -18,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
 
+import floors
+import jax
 import numpy as np
 import speed_clustering
 import speed_corpus
@@ -29,7 +32,7 @@ import speed_step
 from absl import flags
 
 from configs import default
-from dvq_jax import cli, files
+from dvq_jax import cli, files, host
 from dvq_jax.data import gather, open_embeddings
 from dvq_jax.errors import InputError
 
@@ -52,13 +55,16 @@ _SHAPES = ((16, 256), (32, 16))  # M and K, 16 bytes a document both
 
 
 def _machine() -> dict[str, str]:
-    """The processor, and the packages that are compared."""
+    """The processor, the device that JAX takes, and the packages that are compared."""
     lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     packages = ('jax', 'jaxlib', 'numpy', 'faiss-cpu', 'scann', 'torch')
     installed = {found.name: found.version for found in importlib.metadata.distributions()}
-    return {'cpu': models[0] if models else 'unknown'} | {
-        name: installed[name] for name in packages if name in installed
+    return {
+        'cpu': models[0] if models else 'unknown',
+        'amx': 'yes' if host.has_matrix_units() else 'no',
+        'device': jax.devices()[0].device_kind,
+        **{name: installed[name] for name in packages if name in installed},
     }
 
 
@@ -146,7 +152,8 @@ def _run_parts(stored: dict[str, Any], out: pathlib.Path) -> None:
         if part == 'input' and not _DATASET.value:
             print("the part 'input' is left out: it needs --dataset, which is not given", file=sys.stderr)
             continue
-        stored[part] = {'cores': os.cpu_count(), 'rows': _MEASURES[part]()}
+        about = {'cores': os.cpu_count(), 'repeats': _REPEATS.value, 'peaks': floors.peaks()}
+        stored[part] = {**about, 'rows': _MEASURES[part]()}
         with files.atomic_file(out) as aside:
             aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
 

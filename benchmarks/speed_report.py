@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import speed_floors
+
 Row = Mapping[str, Any]
 
 _ENGINES = {
@@ -192,8 +194,28 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 }
 
 
+def _floors(stored: Mapping[str, Any], found: Sequence[tuple[str, speed_floors.Reached]]) -> str:
+    """How near to its floor each path comes, of peaks that were measured with it, and of a datasheet's."""
+    sources = [name for name in ('measured', 'datasheet') if name in stored[found[0][0]]['peaks']]
+    ways = [(source, products) for source in sources for products in ('float32', 'bfloat16')]
+    titles = ('path', 'sizes', 's', 'TFLOP', 'GB', *(f'{source}, {products}' for source, products in ways))
+    return _table(
+        titles,
+        (
+            [
+                taken.path,
+                taken.sizes,
+                f'{taken.seconds:.3g}',
+                *(f'{1e-12 * taken.floor.flops:.3g}', f'{1e-9 * taken.floor.bytes:.3g}'),
+                *(f'{taken.fraction(stored[part]["peaks"][source], name):.0%}' for source, name in ways),
+            ]
+            for part, taken in found
+        ),
+    )
+
+
 def markdown(stored: Mapping[str, Any]) -> str:
-    """A line about the machine and a table for each part that is stored.
+    """A line about the machine, a table for each part that is stored, and one of floors.
 
     Args:
       stored: what `speed.py` stored.
@@ -205,6 +227,8 @@ def markdown(stored: Mapping[str, Any]) -> str:
     parts = [f'{stored["machine"]["cpu"]}; {machine}.']
     for name, (title, table) in TABLES.items():
         if name in stored:
-            heading = f'### {title} ({stored[name]["cores"]} cores)'
+            heading = f'### {title} ({stored[name]["cores"]} cores, {stored[name]["repeats"]} rounds)'
             parts.append(f'{heading}\n\n{table(stored[name]["rows"])}')
+    if found := list(speed_floors.reached(stored)):
+        parts.append(f'### Share of the floor that is reached\n\n{_floors(stored, found)}')
     return '\n\n'.join(parts)

@@ -153,6 +153,7 @@ def measure(
     rows = []
     for dim, codebooks, count in itertools.product(dims, books, candidates):
         sizes = {'dim': dim, 'codebooks': codebooks, 'candidates': count, 'batch_size': batch_size}
+        sizes |= {'lists': LISTS, 'codewords': WORDS}
         batch = make_batch(batch_size=batch_size, candidates=count, dim=dim)
         index = make_index(dim=dim, codebooks=codebooks)
         steps = {}

@@ -24,6 +24,8 @@ from conftest import clustered
 
 DOCS, DIM, LISTS = 1500, 32, 16
 MACHINE = {'cpu': 'a processor', 'jax': '1.2.3'}
+PEAKS = {'float32': 1e9, 'bfloat16': 1e9, 'bytes': 1e9}
+FLOORS = {'step', 'mining', 'encoding', 'clustering'}
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +46,14 @@ def vectors():
 
 def report(part, rows):
     """The lines of a part's table, without its head."""
-    stored = json.loads(json.dumps({'machine': MACHINE, part: {'cores': 2, 'rows': rows}}))
+    measured = {'cores': 2, 'repeats': 3, 'peaks': {'measured': PEAKS}, 'rows': rows}
+    stored = json.loads(json.dumps({'machine': MACHINE, part: measured}))
     first, title, *table = speed_report.markdown(stored).split('\n\n')
-    assert first == 'a processor; jax 1.2.3.' and title.endswith('(2 cores)')
+    assert first == 'a processor; jax 1.2.3.' and title.endswith('(2 cores, 3 rounds)')
+    assert (len(table) > 1) == (part in FLOORS)
+    if part in FLOORS:
+        shares = table[2].splitlines()
+        assert '% | ' in shares[-1] and len({line.count('|') for line in shares}) == 1
     lines = table[0].splitlines()
     assert len({line.count('|') for line in lines}) == 1
     return lines[2:]
@@ -148,5 +155,5 @@ def test_the_command_leaves_out_what_it_cannot_measure_and_prints_what_is_stored
     done = command('--parts=input')
     assert done.returncode == 0 and 'it needs --dataset' in done.stderr
     rows = [{**sizes, 'seconds': seconds}]
-    out.write_text(json.dumps({'machine': MACHINE, 'input': {'cores': 2, 'rows': rows}}))
+    out.write_text(json.dumps({'machine': MACHINE, 'input': {'cores': 2, 'repeats': 3, 'rows': rows}}))
     assert '| 10.0 | 5.00 | 4.00 | 2.00 × |' in command('--report_only').stdout
