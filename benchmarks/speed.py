@@ -80,6 +80,11 @@ def _step() -> list[dict[str, Any]]:
     return speed_step.measure(**sizes, repeats=_REPEATS.value)
 
 
+def _large_step() -> list[dict[str, Any]]:
+    sizes = {'dim': 768, 'codebooks': 64, 'lists': 10_000, 'candidates': 200, 'batch_size': 128}
+    return speed_step.measure_large(**sizes, repeats=_REPEATS.value)
+
+
 def _mining() -> list[dict[str, Any]]:
     docs, queries = _read(_CORPUS), _read(_QUERIES)
     rows = [
@@ -130,6 +135,7 @@ def _input() -> list[dict[str, Any]]:
 
 _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     'step': _step,
+    'large_step': _large_step,
     'mining': _mining,
     'encoding': _encoding,
     'clustering': _clustering,

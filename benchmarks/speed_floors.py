@@ -30,10 +30,12 @@ class Reached(NamedTuple):
 
 def _step(row: Row) -> Iterator[Reached]:
     keys = ('batch_size', 'candidates', 'dim', 'lists', 'codewords')
-    for estimator in ('hard', 'softmax'):
-        floor = floors.step(**{key: row[key] for key in keys}, estimator=estimator)
-        sizes = f'D {row["dim"]}, M {row["codebooks"]}, C {row["candidates"]}'
-        yield Reached(f'step, {estimator}', sizes, row['seconds'][estimator], floor)
+    sizes = f'D {row["dim"]}, M {row["codebooks"]}, L {row["lists"]}, C {row["candidates"]}'
+    for way, seconds in row['seconds'].items():
+        if way != 'peer':
+            estimator = 'softmax' if way == 'softmax' else 'hard'
+            floor = floors.step(**{key: row[key] for key in keys}, estimator=estimator)
+            yield Reached(f'step, {way}', sizes, seconds, floor)
 
 
 def _mining(row: Row) -> Iterator[Reached]:
@@ -73,6 +75,7 @@ def _search(row: Row) -> Iterator[Reached]:
 
 _PATHS = {
     'step': _step,
+    'large_step': _step,
     'mining': _mining,
     'encoding': _encoding,
     'clustering': _clustering,

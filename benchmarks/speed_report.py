@@ -53,6 +53,21 @@ def _step(rows: Sequence[Row]) -> str:
     )
 
 
+def _large_step(rows: Sequence[Row]) -> str:
+    titles = ('D', 'M', 'L', 'C', 'by float32, ms', 'by bfloat16, ms', 'times faster by bfloat16')
+    return _table(
+        titles,
+        (
+            [
+                *(str(row[name]) for name in ('dim', 'codebooks', 'lists', 'candidates')),
+                *(_ms(row['seconds'][name]) for name in ('float32', 'bfloat16')),
+                _times(row['seconds']['float32'] / row['seconds']['bfloat16']),
+            ]
+            for row in rows
+        ),
+    )
+
+
 def _against_faiss(row: Row) -> list[str]:
     seconds = [_number(row['seconds'][name]) for name in ('ours', 'faiss')]
     return [*seconds, _times(row['faiss_over_ours'])]
@@ -184,6 +199,7 @@ def _input(rows: Sequence[Row]) -> str:
 # Part -> its title and its table, in order.
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     'step': ('Training step', _step),
+    'large_step': ('Training step, all of Top-200', _large_step),
     'mining': ("Mining the teacher's Top-K", _mining),
     'encoding': ('Encoding', _encoding),
     'clustering': ('k-means and OPQ', _clustering),

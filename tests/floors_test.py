@@ -134,7 +134,7 @@ def test_a_report_has_the_share_of_each_floor():
     peaks = {'float32': floor.flops, 'bfloat16': 4 * floor.flops, 'bytes': 1e12}
     stored = {'mining': {'cores': 2, 'peaks': {'measured': peaks}, 'rows': [row]}}
     ((part, found),) = speed_floors.reached(stored)
-    assert part == 'mining' and found.path == 'mining' and found.seconds == 2.0
+    assert (part, found.path, found.seconds, found.floor) == ('mining', 'mining', 2.0, floor)
     assert found.fraction(peaks, 'float32') == 0.5 and found.fraction(peaks, 'bfloat16') == 0.125
 
 
