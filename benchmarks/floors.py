@@ -228,7 +228,7 @@ def probe(size: int | None = None) -> Peaks:
 
 
 def peaks() -> dict[str, dict[str, float]]:
-    """Peaks of this device as JSON holds them: 'measured', and of the 'datasheet' where that is known."""
+    """Peaks of one device as JSON holds them: 'measured', and of the 'datasheet' where that is known."""
     found = {'measured': probe()}
     if (kind := jax.devices()[0].device_kind) in DATASHEETS:
         found['datasheet'] = DATASHEETS[kind]

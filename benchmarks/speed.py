@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
+# Some parts have processes of their own, which need some of an accelerator's memory beside this one.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import floors
 import jax
