@@ -10,14 +10,11 @@ run again.
 
 import json
 import pathlib
-import subprocess
-import sys
-import time
 from typing import Any
 
-import numpy as np
 from absl import flags
-from processes import anonymous_memory
+from processes import run_measured
+from synthetic import write_vectors
 
 from dvq_jax import cli, files
 from dvq_jax.errors import InputError
@@ -32,39 +29,6 @@ _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
 _CODEBOOKS = flags.DEFINE_integer('codebooks', 16, 'M.')
 _REORDER = flags.DEFINE_string('reorder', 'none', 'See dvq_jax.cli.export.')
 _OUT = flags.DEFINE_string('out', 'docs/results/memory.json', 'The numbers, JSON.')
-
-_CLUSTERS = 20_000
-_BLOCK = 65536
-_EVERY = 0.05  # seconds between two looks
-
-
-def write_vectors(path: pathlib.Path, *, rows: int, dim: int, seed: int) -> None:
-    """Unit-norm float16 vectors around centers that all seeds share, block by block."""
-    centers = np.random.default_rng(0).normal(size=(_CLUSTERS, dim)).astype(np.float32)
-    rng = np.random.default_rng((1, seed))
-    with files.atomic_file(path) as aside:
-        vectors = np.lib.format.open_memmap(aside, 'w+', np.float16, (rows, dim))
-        for start in range(0, rows, _BLOCK):
-            count = min(_BLOCK, rows - start)
-            block = centers[rng.integers(0, _CLUSTERS, count)]
-            block = block + rng.standard_normal(block.shape, np.float32)
-            block /= np.linalg.norm(block, axis=1, keepdims=True)
-            vectors[start : start + count] = block
-        vectors.flush()
-
-
-def run_measured(command: str, *arguments: str) -> dict[str, float]:
-    """Runs `python -m dvq_jax.cli.COMMAND`; seconds, and its anonymous memory at its peak."""
-    begin, peak = time.monotonic(), 0
-    process = subprocess.Popen(
-        [sys.executable, '-m', f'dvq_jax.cli.{command}', *arguments], stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None:
-        peak = max(peak, anonymous_memory(process.pid))
-        time.sleep(_EVERY)
-    if process.returncode:
-        raise InputError(f'{command} ended with code {process.returncode}; see its message above.')
-    return {'seconds': round(time.monotonic() - begin, 1), 'anonymous_gib': round(peak / 2**30, 2)}
 
 
 def _commands(folder: pathlib.Path) -> dict[str, tuple[str, ...]]:

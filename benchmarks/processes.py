@@ -1,12 +1,16 @@
-"""Work in a process of its own, bound to some cores or started with its own environment; and its memory."""
+"""Work in a process of its own: bound to some cores, with its own environment, a command; and its memory."""
 
 import multiprocessing
 import os
 import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
+
+from dvq_jax.errors import InputError
 
 _EVERY = 0.05  # seconds between two looks at memory
 
@@ -48,6 +52,31 @@ def anonymous_memory(pid: int) -> int:
         return 0
     parts = {name: value.split() for name, _, value in (line.partition(':') for line in lines)}
     return sum(1024 * int(parts[name][0]) for name in ('RssAnon', 'RssShmem') if name in parts)
+
+
+def run_measured(command: str, *arguments: str) -> dict[str, float]:
+    """Runs a command of `dvq_jax` to its end.
+
+    Args:
+      command: COMMAND of `python -m dvq_jax.cli.COMMAND`.
+      *arguments: its flags.
+
+    Returns:
+      'seconds', and 'anonymous_gib', its anonymous memory at its peak.
+
+    Raises:
+      InputError: it has failed.
+    """
+    begin, peak = time.monotonic(), 0
+    process = subprocess.Popen(
+        [sys.executable, '-m', f'dvq_jax.cli.{command}', *arguments], stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        peak = max(peak, anonymous_memory(process.pid))
+        time.sleep(_EVERY)
+    if process.returncode:
+        raise InputError(f'{command} ended with code {process.returncode}; see its message above.')
+    return {'seconds': round(time.monotonic() - begin, 1), 'anonymous_gib': round(peak / 2**30, 2)}
 
 
 def with_peak(function: Callable[[], Any]) -> tuple[Any, int]:

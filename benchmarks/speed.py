@@ -4,8 +4,9 @@ python benchmarks/speed.py --corpus=docs.npy --queries=queries.npy --dataset=DAT
     --out=docs/results/speed.json
 
 Every part that is finished is stored; --parts runs some, and --report_only prints the tables of those that
-are there. Sides are timed in turn after a first round that does not count, and medians are compared. The step
-of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
+are there, and how near our side comes to its floor, by what the device was seen to do at most before the part
+(`floors`). Sides are timed in turn after a first round that does not count, and medians are compared. The
+step of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
 """
 
 import importlib.metadata
@@ -17,7 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
+# Some parts have processes of their own, which need some of an accelerator's memory beside this one.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
+import floors
+import jax
 import numpy as np
 import speed_clustering
 import speed_corpus
@@ -29,7 +34,7 @@ import speed_step
 from absl import flags
 
 from configs import default
-from dvq_jax import cli, files
+from dvq_jax import cli, files, host
 from dvq_jax.data import gather, open_embeddings
 from dvq_jax.errors import InputError
 
@@ -52,13 +57,16 @@ _SHAPES = ((16, 256), (32, 16))  # M and K, 16 bytes a document both
 
 
 def _machine() -> dict[str, str]:
-    """The processor, and the packages that are compared."""
+    """The processor, the device that JAX takes, and the packages that are compared."""
     lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     packages = ('jax', 'jaxlib', 'numpy', 'faiss-cpu', 'scann', 'torch')
     installed = {found.name: found.version for found in importlib.metadata.distributions()}
-    return {'cpu': models[0] if models else 'unknown'} | {
-        name: installed[name] for name in packages if name in installed
+    return {
+        'cpu': models[0] if models else 'unknown',
+        'amx': 'yes' if host.has_matrix_units() else 'no',
+        'device': jax.devices()[0].device_kind,
+        **{name: installed[name] for name in packages if name in installed},
     }
 
 
@@ -72,6 +80,11 @@ def _read(flag: flags.FlagHolder) -> np.ndarray:
 def _step() -> list[dict[str, Any]]:
     sizes = {'dims': [384, 768], 'books': [16, 48, 96], 'candidates': [8, 32], 'batch_size': 128}
     return speed_step.measure(**sizes, repeats=_REPEATS.value)
+
+
+def _large_step() -> list[dict[str, Any]]:
+    sizes = {'dim': 768, 'codebooks': 64, 'lists': 10_000, 'candidates': 200, 'batch_size': 128}
+    return speed_step.measure_large(**sizes, repeats=_REPEATS.value)
 
 
 def _mining() -> list[dict[str, Any]]:
@@ -124,6 +137,7 @@ def _input() -> list[dict[str, Any]]:
 
 _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     'step': _step,
+    'large_step': _large_step,
     'mining': _mining,
     'encoding': _encoding,
     'clustering': _clustering,
@@ -146,7 +160,8 @@ def _run_parts(stored: dict[str, Any], out: pathlib.Path) -> None:
         if part == 'input' and not _DATASET.value:
             print("the part 'input' is left out: it needs --dataset, which is not given", file=sys.stderr)
             continue
-        stored[part] = {'cores': os.cpu_count(), 'rows': _MEASURES[part]()}
+        about = {'cores': os.cpu_count(), 'repeats': _REPEATS.value, 'peaks': floors.peaks()}
+        stored[part] = {**about, 'rows': _MEASURES[part]()}
         with files.atomic_file(out) as aside:
             aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
 

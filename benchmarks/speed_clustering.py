@@ -152,6 +152,6 @@ def measure(
         'ours': lambda: our_opq(residuals, seed=0, **shape, **count),
         'faiss': lambda: faiss_opq(residuals, seed=1, first=1, inner=1, **shape, **count),
     }
-    rows.append({'fit': 'OPQ', **about, **shape})
+    rows.append({'fit': 'OPQ', **about, **shape, 'codewords': 2**BITS})
     rows[1] |= _compare(sides, lambda fit: pq_distortion(np.ascontiguousarray(fit[1]), fit[0]), repeats)
     return rows

@@ -64,7 +64,8 @@ def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) ->
     seconds = in_turn(sides, repeats)
     sizes = {'documents': len(docs), 'queries': len(queries), 'dim': docs.shape[1], 'topk': topk}
     ratio = seconds['faiss'] / seconds['ours']
-    return {**sizes, 'same': float(same), 'seconds': seconds, 'faiss_over_ours': ratio}
+    found = {'same': float(same), 'seconds': seconds, 'faiss_over_ours': ratio}
+    return {**sizes, 'repeats': repeats, **found}
 
 
 def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> dict[str, Any]:
@@ -82,7 +83,8 @@ def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> d
     """
     dim = docs.shape[1]
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0].astype(np.float32)
-    whole = baselines.train_ivfpq(docs, lists=lists, codebooks=codebooks, codewords=256, rotation=rotation)
+    shape = {'lists': lists, 'codebooks': codebooks, 'codewords': 256}
+    whole = baselines.train_ivfpq(docs, **shape, rotation=rotation)
     params, theirs = baselines.convert(whole)
     ours = encode.encode_corpus(params, docs, quiet=True)
     by_distance = faiss.IndexFlatL2(dim)  # as the index was filled; it is searched by inner product
@@ -95,6 +97,6 @@ def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> d
 
     sides = _both_ways(lambda: encode.encode_corpus(params, docs, quiet=True))
     seconds = in_turn({**sides, 'faiss': add}, repeats)
-    sizes = {'documents': len(docs), 'dim': dim, 'lists': lists, 'codebooks': codebooks}
+    sizes = {'documents': len(docs), 'dim': dim, **shape}
     same = float(np.mean(ours.codes == theirs.codes))
     return {**sizes, 'same': same, 'seconds': seconds, 'faiss_over_ours': seconds['faiss'] / seconds['ours']}

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import speed_floors
+
 Row = Mapping[str, Any]
 
 _ENGINES = {
@@ -45,6 +47,21 @@ def _step(rows: Sequence[Row]) -> str:
                 *(str(row[name]) for name in ('dim', 'codebooks', 'candidates')),
                 *(_ms(row['seconds'][name]) for name in ('hard', 'softmax', 'peer')),
                 *(_times(row['peer_over_ours'][name]) for name in ('hard', 'softmax')),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _large_step(rows: Sequence[Row]) -> str:
+    titles = ('D', 'M', 'L', 'C', 'by float32, ms', 'by bfloat16, ms', 'times faster by bfloat16')
+    return _table(
+        titles,
+        (
+            [
+                *(str(row[name]) for name in ('dim', 'codebooks', 'lists', 'candidates')),
+                *(_ms(row['seconds'][name]) for name in ('float32', 'bfloat16')),
+                _times(row['seconds']['float32'] / row['seconds']['bfloat16']),
             ]
             for row in rows
         ),
@@ -182,6 +199,7 @@ def _input(rows: Sequence[Row]) -> str:
 # Part -> its title and its table, in order.
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     'step': ('Training step', _step),
+    'large_step': ('Training step, all of Top-200', _large_step),
     'mining': ("Mining the teacher's Top-K", _mining),
     'encoding': ('Encoding', _encoding),
     'clustering': ('k-means and OPQ', _clustering),
@@ -192,8 +210,28 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 }
 
 
+def _floors(stored: Mapping[str, Any], found: Sequence[tuple[str, speed_floors.Reached]]) -> str:
+    """How near to its floor each path comes, of peaks that were measured with it, and of a datasheet's."""
+    sources = [name for name in ('measured', 'datasheet') if name in stored[found[0][0]]['peaks']]
+    ways = [(source, products) for source in sources for products in ('float32', 'bfloat16')]
+    titles = ('path', 'sizes', 's', 'TFLOP', 'GB', *(f'{source}, {products}' for source, products in ways))
+    return _table(
+        titles,
+        (
+            [
+                taken.path,
+                taken.sizes,
+                f'{taken.seconds:.3g}',
+                *(f'{1e-12 * taken.floor.flops:.3g}', f'{1e-9 * taken.floor.bytes:.3g}'),
+                *(f'{taken.fraction(stored[part]["peaks"][source], name):.0%}' for source, name in ways),
+            ]
+            for part, taken in found
+        ),
+    )
+
+
 def markdown(stored: Mapping[str, Any]) -> str:
-    """A line about the machine and a table for each part that is stored.
+    """A line about the machine, a table for each part that is stored, and one of floors.
 
     Args:
       stored: what `speed.py` stored.
@@ -205,6 +243,8 @@ def markdown(stored: Mapping[str, Any]) -> str:
     parts = [f'{stored["machine"]["cpu"]}; {machine}.']
     for name, (title, table) in TABLES.items():
         if name in stored:
-            heading = f'### {title} ({stored[name]["cores"]} cores)'
+            heading = f'### {title} ({stored[name]["cores"]} cores, {stored[name]["repeats"]} rounds)'
             parts.append(f'{heading}\n\n{table(stored[name]["rows"])}')
+    if found := list(speed_floors.reached(stored)):
+        parts.append(f'### Share of the floor that is reached\n\n{_floors(stored, found)}')
     return '\n\n'.join(parts)

@@ -15,25 +15,15 @@ import numpy as np
 from processes import anonymous_memory, apart, with_peak
 from speed_step import LISTS, make_batch, make_index, our_step
 from speed_timing import in_turn
+from synthetic import write_vectors
 
 from dvq_jax import encode
 from dvq_jax.corpus import BLOCK
 from dvq_jax.data import gather, open_embeddings
 
-_WRITTEN = 65536  # rows at once
 _STEPS = 20
 _ENOUGH = 1_000_000  # documents in all, that encoding is timed on where the corpus has fewer
 _BATCH, _CANDIDATES, _CODEBOOKS = 128, 16, 16
-
-
-def write_corpus(path: pathlib.Path, *, rows: int, dim: int) -> None:
-    """Writes unit-norm float16 vectors block by block."""
-    rng = np.random.default_rng(0)
-    vectors = np.lib.format.open_memmap(path, 'w+', np.float16, (rows, dim))
-    for start in range(0, rows, _WRITTEN):
-        block = rng.standard_normal((min(_WRITTEN, rows - start), dim), np.float32)
-        vectors[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
-    vectors.flush()
 
 
 def _at_size(path: pathlib.Path, *, documents: int, repeats: int) -> dict[str, Any]:
@@ -85,7 +75,7 @@ def scaling(*, sizes: list[int], dim: int, repeats: int) -> list[dict[str, Any]]
     """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / 'docs.npy'
-        write_corpus(path, rows=max(sizes), dim=dim)
+        write_vectors(path, rows=max(sizes), dim=dim, seed=0)
         return [apart(functools.partial(_at_size, path, documents=size, repeats=repeats)) for size in sizes]
 
 

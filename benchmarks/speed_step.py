@@ -27,7 +27,7 @@ _RATES = {'centroids': 0.0125, 'codebooks': 0.01, 'rotation': None, 'tower': Non
 LISTS, WORDS = 1024, 256
 
 
-def make_batch(*, batch_size: int, candidates: int, dim: int, seed: int = 0) -> Batch:
+def make_batch(*, batch_size: int, candidates: int, dim: int, lists: int = LISTS, seed: int = 0) -> Batch:
     """A synthetic batch of unit-norm vectors, documents near their queries, for one device."""
     rng = np.random.default_rng(seed)
     queries = rng.normal(size=(batch_size, dim)).astype(np.float32)
@@ -38,7 +38,7 @@ def make_batch(*, batch_size: int, candidates: int, dim: int, seed: int = 0) -> 
         queries=queries,
         doc_ids=np.arange(batch_size * candidates, dtype=np.int32).reshape(batch_size, candidates),
         docs=docs.astype(np.float32),
-        lists=rng.integers(0, LISTS, (batch_size, candidates)).astype(np.int32),
+        lists=rng.integers(0, lists, (batch_size, candidates)).astype(np.int32),
         positives=np.full((batch_size, 1), -1, np.int32),
     )
     return jax.tree.map(lambda x: x[None], batch)
@@ -83,13 +83,15 @@ def plain_step(
     return adam, make_train_step(tower=tower, optimizer=adam, objective=objective, trained=trained)
 
 
-def our_step(index: IndexParams, batch: Batch, *, estimator: str) -> Callable[[Batch], float]:
+def our_step(
+    index: IndexParams, batch: Batch, *, estimator: str, products: str = 'float32'
+) -> Callable[[Batch], float]:
     """Our step; each call takes one on a batch of the given one's shapes and returns its loss.
 
     A first one is taken here: the state that it leaves lies on the devices otherwise than the state that it
     was given, and XLA compiles the step for either.
     """
-    adam, step_fn = plain_step(towers.build('identity'), _RATES, estimator=estimator)
+    adam, step_fn = plain_step(towers.build('identity'), _RATES, estimator=estimator, products=products)
     state = init_state(index, {}, adam)
 
     def step(batch: Batch) -> float:
@@ -153,6 +155,7 @@ def measure(
     rows = []
     for dim, codebooks, count in itertools.product(dims, books, candidates):
         sizes = {'dim': dim, 'codebooks': codebooks, 'candidates': count, 'batch_size': batch_size}
+        sizes |= {'lists': LISTS, 'codewords': WORDS}
         batch = make_batch(batch_size=batch_size, candidates=count, dim=dim)
         index = make_index(dim=dim, codebooks=codebooks)
         steps = {}
@@ -165,3 +168,25 @@ def measure(
         del steps
         gc.collect()
     return rows
+
+
+def measure_large(
+    *, dim: int, codebooks: int, lists: int, candidates: int, batch_size: int, repeats: int
+) -> list[dict[str, Any]]:
+    """Times our step by products of float32 and of bfloat16, at a size for which the peers have no room.
+
+    Args:
+      dim, codebooks, lists, candidates, batch_size: D, M, L, C, B.
+      repeats: of each step.
+
+    Returns:
+      One row: the sizes, and 'seconds' of a step by 'float32' and by 'bfloat16' products.
+    """
+    sizes = {'batch_size': batch_size, 'candidates': candidates, 'dim': dim, 'lists': lists}
+    batch = make_batch(**sizes)
+    index = make_index(dim=dim, codebooks=codebooks, lists=lists)
+    steps = {
+        name: functools.partial(our_step(index, batch, estimator='hard', products=name), batch)
+        for name in ('float32', 'bfloat16')
+    }
+    return [{**sizes, 'codebooks': codebooks, 'codewords': WORDS, 'seconds': in_turn(steps, repeats)}]

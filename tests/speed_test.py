@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'benchmarks'))
 import processes
 import speed_clustering
 import speed_corpus
+import speed_floors
 import speed_input
 import speed_report
 import speed_scaling
@@ -24,6 +25,8 @@ from conftest import clustered
 
 DOCS, DIM, LISTS = 1500, 32, 16
 MACHINE = {'cpu': 'a processor', 'jax': '1.2.3'}
+PEAKS = {'float32': 1e9, 'bfloat16': 1e9, 'bytes': 1e9}
+FLOORS = {'step', 'large_step', 'mining', 'encoding', 'clustering'}
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +47,14 @@ def vectors():
 
 def report(part, rows):
     """The lines of a part's table, without its head."""
-    stored = json.loads(json.dumps({'machine': MACHINE, part: {'cores': 2, 'rows': rows}}))
+    measured = {'cores': 2, 'repeats': 3, 'peaks': {'measured': PEAKS}, 'rows': rows}
+    stored = json.loads(json.dumps({'machine': MACHINE, part: measured}))
     first, title, *table = speed_report.markdown(stored).split('\n\n')
-    assert first == 'a processor; jax 1.2.3.' and title.endswith('(2 cores)')
+    assert first == 'a processor; jax 1.2.3.' and title.endswith('(2 cores, 3 rounds)')
+    assert (len(table) > 1) == (part in FLOORS)
+    if part in FLOORS:
+        shares = table[2].splitlines()
+        assert '% | ' in shares[-1] and len({line.count('|') for line in shares}) == 1
     lines = table[0].splitlines()
     assert len({line.count('|') for line in lines}) == 1
     return lines[2:]
@@ -80,6 +88,15 @@ def test_step():
     pytest.importorskip('torch')
     rows = speed_step.measure(dims=[32], books=[4], candidates=[2], batch_size=8, repeats=1)
     assert len(report('step', rows)) == 1 and rows[0]['peer_over_ours']['hard'] > 0
+
+
+def test_a_large_step_is_ours_alone():
+    sizes = {'dim': 32, 'codebooks': 4, 'lists': 40, 'candidates': 6, 'batch_size': 8}
+    rows = speed_step.measure_large(**sizes, repeats=1)
+    assert set(rows[0]['seconds']) == {'float32', 'bfloat16'} and len(report('large_step', rows)) == 1
+    reached = [found for _, found in speed_floors.reached({'large_step': {'cores': 2, 'rows': rows}})]
+    assert [found.path for found in reached] == ['step, float32', 'step, bfloat16']
+    assert int(speed_step.make_batch(batch_size=8, candidates=6, dim=32, lists=40).lists.max()) < 40
 
 
 def test_corpus(vectors):
@@ -150,5 +167,5 @@ def test_the_command_leaves_out_what_it_cannot_measure_and_prints_what_is_stored
     done = command('--parts=input')
     assert done.returncode == 0 and 'it needs --dataset' in done.stderr
     rows = [{**sizes, 'seconds': seconds}]
-    out.write_text(json.dumps({'machine': MACHINE, 'input': {'cores': 2, 'rows': rows}}))
+    out.write_text(json.dumps({'machine': MACHINE, 'input': {'cores': 2, 'repeats': 3, 'rows': rows}}))
     assert '| 10.0 | 5.00 | 4.00 | 2.00 × |' in command('--report_only').stdout
