@@ -17,8 +17,8 @@ from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 
-_QUERY_BLOCK_ON_HOST = 8192  # a host's cores keep several times K candidates of each;
-_QUERY_BLOCK = 32_768  # a block reads the corpus once, and accelerators are further away from it
+QUERY_BLOCK_ON_HOST = 8192  # a host's cores keep several times K candidates of each;
+QUERY_BLOCK = 32_768  # a block reads the corpus once, and accelerators are further away from it
 CORPUS_BLOCK = 131_072
 
 
@@ -52,7 +52,7 @@ class Mining:
         if devices is None and not host.is_all_there_is():
             devices = jax.local_devices()
         self._devices, self._corpus_block = devices, corpus_block
-        largest = query_block or (_QUERY_BLOCK_ON_HOST if devices is None else _QUERY_BLOCK)
+        largest = query_block or (QUERY_BLOCK_ON_HOST if devices is None else QUERY_BLOCK)
         self._query_block = blocks.even(len(queries), largest)
         self.blocks = blocks.cut(len(queries), self._query_block)
 
