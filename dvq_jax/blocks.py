@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from dvq_jax import files, peers
+from dvq_jax import files, peers, preemption
 from dvq_jax.progress import Progress
 
 
@@ -87,25 +87,30 @@ def finish(work: Work, parts: Parts | None = None, *, quiet: bool = False) -> Ma
     Args:
       work: what is to be done, the same in every process.
       parts: finished blocks, on a folder that all processes see; None holds them in this process's memory.
-      quiet: print no progress.
+      quiet: print no progress of what is done in a few seconds.
 
     Returns:
       All blocks by number, each its arrays by name.
 
     Raises:
+      Preempted: between two blocks, see `preemption`.
       InputError: another process that shares them has failed.
     """
     shared = parts is not None
-    # By number, not by what is missing: of that every process would see something else.
-    own = range(jax.process_index() if shared else 0, len(work.blocks), jax.process_count() if shared else 1)
+    first, share = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     parts = parts if shared else {}
-    todo = [number for number in own if number not in parts]
+    # By number, not by what is missing: of that every process would see something else.
+    own = range(first, len(work.blocks), share)
+    todo = {number for number in own if number not in parts}
     total, left = (sum(map(work.size, numbers)) for numbers in (own, todo))
-    every = float('inf') if quiet else 5.0
-    progress = Progress(work.label, total=total, unit=work.unit, start=total - left, every=every)
+    progress = Progress(work.label, total=total, unit=work.unit, start=total - left)
     with peers.all_or_none() if shared else contextlib.nullcontext():
-        for number in todo:
-            parts[number] = work(number, progress)
-        if todo and not quiet:
+        for turn in range(0, len(work.blocks), share):
+            preemption.leave_if_noticed()  # every process asks as often, whatever it has to do
+            if (number := turn + first) in todo:
+                parts[number] = work(number, progress)
+        if quiet:
+            progress.end()
+        elif todo:
             progress.done()
     return parts

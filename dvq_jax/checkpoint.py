@@ -65,6 +65,14 @@ def _judge(metrics: dict[str, float], metric: str) -> float:
     return metrics.get(metric, float('-inf'))
 
 
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX whether to end: that is for `preemption`, which counts who asks."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        return False
+
+
 class Checkpoints:
     """Writes a run's checkpoints.
 
@@ -91,7 +99,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(files.make_folder(workdir / _FOLDER), options=options)
+        self._manager = _Manager(files.make_folder(workdir / _FOLDER), options=options)
 
     def save(self, state: TrainState, *, about: dict[str, Any], metrics: dict[str, float]) -> None:
         """Writes a checkpoint of `state.step`; one of that step that exists already is kept as it is.
@@ -173,8 +181,9 @@ def read_state(workdir: pathlib.Path, step: int, like: TrainState) -> TrainState
     return TrainState(step=np.asarray(step, np.int32), params=items['params'], opt_state=items['opt_state'])
 
 
-def _digest(lists: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(lists).data).hexdigest()
+def digest(array: np.ndarray) -> str:
+    """The SHA-256 of an array's numbers, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def write_lists(workdir: pathlib.Path, lists: np.ndarray) -> str:
@@ -190,15 +199,15 @@ def write_lists(workdir: pathlib.Path, lists: np.ndarray) -> str:
     if jax.process_index() == 0:
         with files.atomic_file(workdir / _LISTS) as aside, open(aside, 'wb') as file:
             np.save(file, lists)
-    return _digest(lists)
+    return digest(lists)
 
 
-def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
+def read_lists(workdir: pathlib.Path, recorded: str) -> np.ndarray:
     """The frozen lists, [N] int32, memory-mapped.
 
     Args:
       workdir: the run's folder.
-      digest: the SHA-256 that a checkpoint recorded.
+      recorded: their `digest`, in a checkpoint.
 
     Returns:
       The lists.
@@ -211,7 +220,7 @@ def read_lists(workdir: pathlib.Path, digest: str) -> np.ndarray:
         lists = np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f'{path}: cannot be read ({error}); train again.') from error
-    if _digest(lists) != digest:
+    if digest(lists) != recorded:
         raise InputError(f'{path}: not the lists that this run was trained with; train again.')
     return lists
 

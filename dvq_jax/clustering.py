@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvq_jax import preemption
 from dvq_jax.errors import InputError
 from dvq_jax.points import Points, place
 from dvq_jax.progress import Progress
@@ -103,6 +104,7 @@ def _lloyd(
     rng = np.random.default_rng(seed)
     distortion = float('nan')
     for _ in range(iterations):
+        preemption.leave_if_noticed()
         totals, counts, squared = (np.array(x) for x in points.lloyd_sums(centers))
         distortion = float(squared / counts[0].sum())
         centers = totals / np.maximum(counts, 1)[..., None]

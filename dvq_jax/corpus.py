@@ -1,7 +1,7 @@
-"""Passes over the corpus in blocks: what is held is a block and the result, never the corpus.
+"""Passes over the corpus: what is held is a part of it and the result, never the corpus.
 
-Every process takes a share of the rows, and every device of it a block; the last ones are padded, so that
-there are few compiled shapes. What processes do together, all of them have to call.
+A region of consecutive rows is finished, and where there are `blocks.Parts` kept, together. In it every
+device takes a block at once; the last ones are padded, so that there are few compiled shapes.
 """
 
 import functools
@@ -11,18 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from dvq_jax import host, host_encode
-from dvq_jax.blocks import cut
+from dvq_jax import blocks, host, host_encode
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign
 from dvq_jax.types import Array, IndexParams
 
+REGION = 2**18
 BLOCK = 8192
 ROWS = 1024
 _HOST_BLOCK = 65_536
-_TOTALLED = 2**20  # numbers that processes exchange at once
 
 
 def by_blocks(vectors: np.ndarray, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
@@ -106,38 +104,40 @@ def _on_devices(function: Callable) -> Callable:
     return jax.pmap(lambda shared, rows: function(*shared, *rows), devices=jax.local_devices())
 
 
-def own_rows(count: int) -> slice:
-    """Those of `count` rows that are this process's to do; none for the last ones of too many processes."""
-    each = -(-count // jax.process_count())
-    return slice(min(jax.process_index() * each, count), min((jax.process_index() + 1) * each, count))
+class Pass:
+    """What is made of rows, cut into regions; a `blocks.Work`.
 
-
-def joined(own: np.ndarray, count: int) -> np.ndarray:
-    """What all processes made of their `own_rows`, in every process.
+    A region is 'made' [n, ...].
 
     Args:
-      own: [n, ...] of at most 32 bits, for JAX has no others.
-      count: rows of all processes.
-
-    Returns:
-      [count, ...].
+      make: (rows, progress) -> [n, ...], counting the rows that are done.
+      count: how many rows there are.
+      label: what is being done.
     """
-    if jax.process_count() == 1:
-        return own
-    padded = np.zeros((-(-count // jax.process_count()), *own.shape[1:]), own.dtype)
-    padded[: len(own)] = own
-    return np.array(multihost_utils.process_allgather(padded)).reshape(-1, *own.shape[1:])[:count]
+
+    unit = 'rows'
+
+    def __init__(self, make: Callable[[slice, Progress], np.ndarray], count: int, *, label: str):
+        self._make, self.label = make, label
+        self.blocks = blocks.cut(count, REGION)
+
+    def size(self, number: int) -> int:
+        """How many rows a region has."""
+        return self.blocks[number].stop - self.blocks[number].start
+
+    def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Makes a region."""
+        return {'made': self._make(self.blocks[number], progress)}
 
 
-def total(own: np.ndarray) -> np.ndarray:
-    """The sum of all processes' arrays [n, ...] float64, in every process."""
-    if jax.process_count() == 1:
-        return own
-    sums = np.empty_like(own)
-    for rows in cut(len(own), max(1, _TOTALLED * len(own) // own.size)):
-        halves = multihost_utils.process_allgather(own[rows].view(np.uint32))  # JAX has no float64
-        sums[rows] = np.asarray(halves).view(np.float64).sum(axis=0)
-    return sums
+def _collect(work: Pass, parts: blocks.Parts | None) -> np.ndarray:
+    """All rows of a pass; long ones show progress."""
+    found = blocks.finish(work, parts, quiet=True)
+    first = found[0]['made']
+    whole = np.empty((work.blocks[-1].stop, *first.shape[1:]), first.dtype)
+    for number, rows in enumerate(work.blocks):
+        whole[rows] = found[number]['made']
+    return whole
 
 
 def over_rows(
@@ -148,39 +148,38 @@ def over_rows(
     *,
     size: int,
     label: str,
-    together: bool,
+    parts: blocks.Parts | None = None,
 ) -> np.ndarray:
-    """Applies a function to rows, block by block, on all devices of this process, or of all.
-
-    Long passes show progress.
+    """Applies a function to rows, block by block, on all devices.
 
     Args:
       function: (*shared, *rows) -> [size, ...]; one of a module, for it is compiled once.
       shared: trees of arrays that all rows need; each device holds them during the pass.
       read: the arrays of a slice of rows, each [n, ...] or None.
-      count: how many rows there are.
+      count: how many rows there are, one or more.
       size: of what a device takes at once.
       label: what is being done.
-      together: whether all processes call, and each does its share; else this one does all.
+      parts: where finished regions are kept: what an interrupted call for the same has finished is not done
+        again, and the processes of a run share the work. None holds them in this process's memory.
 
     Returns:
       [count, ...] on the host.
     """
-    shared, own = replicated(shared), own_rows(count) if together else slice(0, count)
+    shared, fan = replicated(shared), jax.local_device_count()
 
-    def launched() -> Iterator[tuple[int, Array]]:
-        parts = cut(own.stop - own.start, size * jax.local_device_count())
-        for part in parts or [slice(0, 0)]:
-            some = read(slice(own.start + part.start, own.start + part.stop))
-            yield part.stop - part.start, _on_devices(function)(shared, spread(some, size))
+    def launched(region: slice) -> Iterator[tuple[int, Array]]:
+        for start in range(region.start, region.stop, size * fan):
+            rows = slice(start, min(start + size * fan, region.stop))
+            yield rows.stop - start, _on_devices(function)(shared, spread(read(rows), size))
 
-    progress = Progress(label, total=own.stop - own.start, unit='rows')
-    done = []
-    for rows, found in one_behind(launched()):
-        done.append(gathered(found, rows))
-        progress.add(rows)
-    progress.end()
-    return joined(np.concatenate(done), count) if together else np.concatenate(done)
+    def make(region: slice, progress: Progress) -> np.ndarray:
+        done = []
+        for rows, found in one_behind(launched(region)):
+            done.append(gathered(found, rows))
+            progress.add(rows)
+        return np.concatenate(done)
+
+    return _collect(Pass(make, count, label=label), parts)
 
 
 def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Array:
@@ -189,7 +188,11 @@ def _assign_block(params: IndexParams, docs: Array, taken: Array | None) -> Arra
 
 
 def assign_corpus(
-    params: IndexParams, corpus: np.ndarray, taken: np.ndarray | None = None, *, together: bool = False
+    params: IndexParams,
+    corpus: np.ndarray,
+    taken: np.ndarray | None = None,
+    *,
+    parts: blocks.Parts | None = None,
 ) -> np.ndarray:
     """The nearest list of every document, see `quantizer.assign`.
 
@@ -197,7 +200,7 @@ def assign_corpus(
       params: the index.
       corpus: [N, D] float16 or float32, may be memory-mapped.
       taken: [N] int32, the documents' first lists, where it is their second that is wanted.
-      together: see `over_rows`.
+      parts: see `over_rows`.
 
     Returns:
       [N] int32 on the host.
@@ -209,13 +212,14 @@ def assign_corpus(
 
     if not host.is_all_there_is():
         size = BLOCK if count > jax.local_device_count() * ROWS else ROWS
-        settings = {'size': size, 'label': 'assign', 'together': together}
-        return over_rows(_assign_block, (params,), read, count, **settings)
-    own = own_rows(count) if together else slice(0, count)
-    lists = np.empty(own.stop - own.start, np.int32)
-    progress = Progress('assign', total=len(lists), unit='documents')
-    for rows in cut(len(lists), _HOST_BLOCK):
-        lists[rows] = host_encode.assign(params, *read(slice(own.start + rows.start, own.start + rows.stop)))
-        progress.add(rows.stop - rows.start)
-    progress.end()
-    return joined(lists, count) if together else lists
+        return over_rows(_assign_block, (params,), read, count, size=size, label='assign', parts=parts)
+
+    def make(region: slice, progress: Progress) -> np.ndarray:
+        lists = np.empty(region.stop - region.start, np.int32)
+        for rows in blocks.cut(len(lists), _HOST_BLOCK):
+            some = slice(region.start + rows.start, region.start + rows.stop)
+            lists[rows] = host_encode.assign(params, *read(some))
+            progress.add(rows.stop - rows.start)
+        return lists
+
+    return _collect(Pass(make, count, label='assign'), parts)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, codes, files, host, host_encode, towers
-from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, spread
+from dvq_jax.corpus import BLOCK, REGION, ROWS, by_rows, gathered, one_behind, replicated, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
@@ -29,7 +29,6 @@ from dvq_jax.quantizer import encode, rotate
 from dvq_jax.types import Array, Encoding, IndexParams
 
 _FOLDER = 'encodings'  # of a run's folder
-_REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
 # launches want many. A core of a host takes a few of those at a call.
 _CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 32, 512
@@ -198,7 +197,7 @@ class Encoder:
         count = len(corpus)
         self._params, self._corpus, self._audience = params, corpus, audience
         self.lists, self.copies = lists, 1 if lists is None else len(lists) // count
-        self.blocks = blocks.cut(count, _REGION)
+        self.blocks = blocks.cut(count, REGION)
         self.shapes = {'codes': (self.copies * count, len(params.codebooks))}
         if lists is None:
             self.shapes['lists'] = (count,)
@@ -356,7 +355,7 @@ def encode_corpus(
       store: where to keep the encoding: what an interrupted or earlier call for the same arguments has
         finished is not done again, several processes share the work, and the arrays are memory-mapped. None
         holds them in memory.
-      quiet: print no progress.
+      quiet: print no progress of what is done in a few seconds.
 
     Returns:
       The encoding of A·N entries on the host.
@@ -373,7 +372,7 @@ def collect(encoder: Encoder, store: Store | None = None, *, quiet: bool = False
     Args:
       encoder: of the corpus.
       store: see `encode_corpus`.
-      quiet: print no progress.
+      quiet: print no progress of what is done in a few seconds.
 
     Returns:
       The encoding of A·N entries on the host.

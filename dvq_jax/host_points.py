@@ -4,12 +4,13 @@ Looking for the nearest center is nearly all of the work. Cores share it, and pr
 found; all else every process does for itself, in the same order, and any number of them has the same bits.
 """
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from scipy import sparse
 
 from dvq_jax import host
 from dvq_jax.blocks import cut
-from dvq_jax.corpus import joined, own_rows
 from dvq_jax.host_centers import ROWS, Centers
 from dvq_jax.host_codes import Codebooks
 
@@ -74,16 +75,19 @@ class HostPoints:
         return cut(len(self._values), ROWS)
 
     def _nearest(self, centers: np.ndarray) -> np.ndarray:
-        """[n, G] int32, the nearest center in each of G subspaces."""
-        own, passes = own_rows(len(self._values)), _PASSES * len(self._values)
-        values, groups = self._values[own], len(centers)
+        """[n, G] int32, the nearest center in each of G subspaces; each process looks for some."""
+        count, groups = len(self._values), len(centers)
+        passes, each = _PASSES * count, -(-count // jax.process_count())
         one = Centers(centers[0], passes) if groups == 1 else None
         many = None if one else Codebooks(centers, passes)
+        values = self._values[jax.process_index() * each :][:each]
 
         def find(part: slice) -> np.ndarray:
             return one.nearest(values[part])[:, None] if one else many.nearest(values[part])
 
-        chosen, tiles = np.empty((len(values), groups), np.int32), cut(len(values), ROWS)
+        chosen, tiles = np.zeros((each, groups), np.int32), cut(len(values), ROWS)
         for part, found in zip(tiles, host.on_threads(find, tiles, spare=2), strict=True):
             chosen[part] = found
-        return joined(chosen, len(self._values))
+        if jax.process_count() > 1:
+            chosen = np.asarray(multihost_utils.process_allgather(chosen)).reshape(-1, groups)
+        return chosen[:count]

@@ -29,13 +29,14 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from dvq_jax import stages
-from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows, own_rows, total
+from dvq_jax import blocks, preemption, stages
+from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
+_PARTS = 8  # of the corpus, whose sums are added up in order: the number of processes is not seen in them
 _BATCH = 512  # queries in a step
 _DEPTH = 50  # of the Top-K, documents that a query is led to
 _QUERIES = 32  # that decide on a document's list
@@ -62,7 +63,7 @@ def learn(
     seed: int,
     kept: stages.Kept = stages.unkept,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moves centroids and documents to where queries look; all processes call, and share the passes.
+    """Moves centroids and documents to where queries look; all processes call.
 
     Args:
       centroids: [L, D] float32, of k-means, in the caller's space.
@@ -73,39 +74,41 @@ def learn(
       nprobe: P, the probes meant for serving.
       copies: lists that a document is stored in, 1 or 2.
       seed: of the batches.
-      kept: who keeps what each pass over the corpus has made.
+      kept: who keeps what a round has moved, and what each pass over the corpus has made.
 
     Returns:
       centroids [L, D] float32 and lists [copies·N] int32, all first lists before all second ones.
     """
 
-    def assigned() -> stages.Arrays:
-        lists = assign_corpus(_lists_alone(centroids), corpus, together=True)
-        return _with_sums(corpus, centroids=centroids, lists=lists)
+    def first(where: stages.Where) -> stages.Arrays:
+        lists = assign_corpus(_lists_alone(centroids), corpus, parts=where('lists'))
+        return _with_sums(corpus, centroids=centroids, lists=lists, parts=where('sums'))
 
-    now = kept('lists-0', assigned)
+    now = kept('lists-0', first)
     distortion = _distortion(now)
-    settings = {'nprobe': nprobe, 'distortion': distortion}
+    route = functools.partial(assign, corpus=corpus, demand=demand, nprobe=nprobe, distortion=distortion)
     steps = math.ceil(passes * len(demand.queries) / _BATCH)
     progress = Progress('route', total=rounds * steps, unit='steps')
 
-    def one_round(number: int, now: stages.Arrays) -> stages.Arrays:
-        moved, loss = _train(now, demand, steps=steps, distortion=distortion, seed=(seed, number))
-        lists = assign(moved, corpus, demand, **settings)
-        return {**_with_sums(corpus, centroids=moved, lists=lists), 'loss': loss}
+    def one_round(number: int, now: stages.Arrays) -> tuple[stages.Arrays, np.ndarray]:
+        train = functools.partial(_train, now, demand, steps=steps, distortion=distortion)
+        moved = kept(f'centroids-{number + 1}', lambda _: train(seed=(seed, number)))
+
+        def routed(where: stages.Where) -> stages.Arrays:
+            lists = route(moved['centroids'], where=where)
+            return _with_sums(corpus, centroids=moved['centroids'], lists=lists, parts=where('sums'))
+
+        return kept(f'lists-{number + 1}', routed), moved['loss']
 
     for number in range(rounds):
-        now = kept(f'lists-{number + 1}', functools.partial(one_round, number, now))
-        progress.add(steps, note=f'loss {now["loss"]:.4g}')
+        now, loss = one_round(number, now)
+        progress.add(steps, note=f'loss {loss:.4g}')
     progress.done(note=f'distortion {_distortion(now) / distortion:.3f} of k-means')
     moved, lists = now['centroids'], now['lists']
-
-    def once_more() -> stages.Arrays:
-        return {'lists': assign(moved, corpus, demand, **settings, taken=lists)}
-
-    if copies == 2:
-        lists = np.concatenate([lists, kept('second-lists', once_more)['lists']])
-    return moved, lists
+    if copies == 1:
+        return moved, lists
+    second = kept('second-lists', lambda where: {'lists': route(moved, taken=lists, where=where)})
+    return moved, np.concatenate([lists, second['lists']])
 
 
 def _lists_alone(centroids: np.ndarray) -> IndexParams:
@@ -114,21 +117,48 @@ def _lists_alone(centroids: np.ndarray) -> IndexParams:
     return IndexParams(centroids, np.zeros((1, 1, dim), np.float32), np.eye(dim, dtype=np.float32))
 
 
-def _with_sums(corpus: np.ndarray, *, centroids: np.ndarray, lists: np.ndarray) -> stages.Arrays:
-    """Both arrays, and the documents' 'sums' by list, [L, D], and 'squares', Σ‖v‖²; processes share the work.
+class _Sums:
+    """The sums of documents by list, and of their squares; a `blocks.Work`.
 
-    In float64, so that the number of processes is hardly ever seen in what is rounded to float32.
+    A block is 'sums' [L, D] and 'squares' [1], Σ‖v‖², both float64, so blocks are few.
     """
-    own = own_rows(len(corpus))
+
+    label, unit = 'sum', 'documents'
+
+    def __init__(self, corpus: np.ndarray, lists: np.ndarray, count: int):
+        self._corpus, self._lists, self._count = corpus, lists, count
+        self.blocks = blocks.cut(len(corpus), -(-len(corpus) // _PARTS))
+
+    def size(self, number: int) -> int:
+        """How many documents a block has."""
+        return self.blocks[number].stop - self.blocks[number].start
+
+    def __call__(self, number: int, progress: Progress) -> stages.Arrays:
+        """Sums a block."""
+        own = self.blocks[number]
+        sums, squares = np.zeros((self._count, self._corpus.shape[1])), np.zeros(1)
+        for rows, block in by_blocks(self._corpus[own]):
+            squares += np.sum(np.square(block), dtype=np.float64)
+            held_by = self._lists[own][rows]
+            order = np.argsort(held_by, kind='stable')
+            held, starts = np.unique(held_by[order], return_index=True)
+            sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
+            progress.add(len(block))
+        return {'sums': sums, 'squares': squares}
+
+
+def _with_sums(
+    corpus: np.ndarray, *, centroids: np.ndarray, lists: np.ndarray, parts: blocks.Parts | None = None
+) -> stages.Arrays:
+    """Both arrays, and the documents' 'sums' by list, [L, D], and 'squares', [1]."""
+    work = _Sums(corpus, lists, len(centroids))
+    found = blocks.finish(work, parts, quiet=True)
     sums, squares = np.zeros(centroids.shape), np.zeros(1)
-    for rows, block in by_blocks(corpus[own]):
-        squares += np.sum(np.square(block), dtype=np.float64)
-        held_by = lists[own][rows]
-        order = np.argsort(held_by, kind='stable')
-        held, starts = np.unique(held_by[order], return_index=True)
-        sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
-    sums, squares = total(sums).astype(np.float32), total(squares)
-    return {'centroids': centroids, 'lists': lists, 'sums': sums, 'squares': squares}
+    for number in range(len(work.blocks)):
+        block = found[number]
+        sums += block['sums']
+        squares += block['squares']
+    return {'centroids': centroids, 'lists': lists, 'sums': sums.astype(np.float32), 'squares': squares}
 
 
 def _distortion(now: stages.Arrays) -> float:
@@ -173,8 +203,8 @@ def _step(
 
 def _train(
     now: stages.Arrays, demand: Demand, *, steps: int, distortion: float, seed: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first half of a round; every process does the same. Returns the last loss too."""
+) -> stages.Arrays:
+    """The first half of a round, 'centroids' and the last 'loss'; every process does the same."""
     centroids, lists = now['centroids'], now['lists']
     sizes = np.bincount(lists, minlength=len(centroids))
     rms = float(np.sqrt(np.mean(np.square(centroids, dtype=np.float64))))
@@ -189,6 +219,7 @@ def _train(
     learnt, loss = jnp.array(centroids), jnp.zeros(())
     opt_state = optimizer.init(learnt)
     for _ in range(steps):
+        preemption.leave_if_noticed()
         rows = rng.integers(0, len(demand.queries), _BATCH)
         learnt, opt_state, loss = _step(
             learnt,
@@ -202,7 +233,7 @@ def _train(
             tether=_TETHER / distortion,
         )
     # Where sums have no order, as on GPUs, processes may differ in the last bits; from here on they must not.
-    return np.asarray(multihost_utils.broadcast_one_to_all(learnt)), np.asarray(loss)
+    return {'centroids': np.asarray(multihost_utils.broadcast_one_to_all(learnt)), 'loss': np.asarray(loss)}
 
 
 def _probed(centroids: Array, degrees: Array, queries: Array) -> Array:
@@ -247,10 +278,11 @@ def assign(
     nprobe: int,
     distortion: float,
     taken: np.ndarray | None = None,
+    where: stages.Where = stages.nowhere,
 ) -> np.ndarray:
     """The list of each document, by distance, its queries, and the price of the list; see the module's text.
 
-    All processes call, and share the work. Each device holds 16·Q·P bytes: the lists that queries probe.
+    Each device holds 16·Q·P bytes: the lists that queries probe.
 
     Args:
       centroids: [L, D] float32, in the caller's space.
@@ -259,6 +291,7 @@ def assign(
       nprobe: P, the probes meant for serving.
       distortion: mean ‖v − o‖² of k-means, the unit of γ and μ.
       taken: [N] int32, the documents' first lists, where it is their second that is wanted.
+      where: finished blocks are kept, and shared by processes.
 
     Returns:
       [N] int32.
@@ -267,7 +300,7 @@ def assign(
     depth = min(4 * nprobe, count)
     degrees = (1.0 / (1.0 + np.arange(depth) / nprobe) ** 2).astype(np.float32)
     asked = demand.queries
-    settings = {'size': BLOCK, 'label': 'probe', 'together': True}
+    settings = {'size': BLOCK, 'label': 'probe', 'parts': where('probed')}
     probed = over_rows(_probed, (centroids, degrees), lambda rows: (asked[rows],), len(asked), **settings)
     looked = np.bincount(probed[:, :nprobe].reshape(-1), minlength=count)
     prices = (_PRICE * distortion * looked / looked.mean()).astype(np.float32)
@@ -280,5 +313,5 @@ def assign(
 
     probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
     shared = (centroids, prices, probed, degrees, gain)
-    settings = {'size': ROWS, 'label': 'route documents', 'together': True}
+    settings = {'size': ROWS, 'label': 'route documents', 'parts': where('lists')}
     return over_rows(_cheapest, shared, read, len(corpus), **settings)

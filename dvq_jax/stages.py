@@ -1,6 +1,10 @@
-"""Stages of long work, each kept when it is finished: what is interrupted goes on after the last of them."""
+"""Stages of long work, each kept when it is finished: what is interrupted goes on after the last of them.
+
+Where a stage is a pass over the corpus it keeps finished blocks too, see `blocks`, and goes on after those.
+"""
 
 import contextlib
+import functools
 import hashlib
 import pathlib
 import zipfile
@@ -11,23 +15,29 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import blocks
+from dvq_jax import blocks, preemption
 from dvq_jax.errors import InputError
 
 _KIND = '.stage'  # in the names of files, so that others are left alone
 Arrays = dict[str, np.ndarray]
+Where = Callable[[str], blocks.Parts | None]  # a stage keeps the blocks of a pass, by the pass's name
+Make = Callable[[Where], Arrays]
 
 
 class Kept(Protocol):
     """Who keeps stages, `Stages` or `unkept`."""
 
-    def __call__(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+    def __call__(self, name: str, make: Make) -> Arrays:
         """What `make` makes, or has made before for the same name."""
 
 
-def unkept(name: str, make: Callable[[], Arrays]) -> Arrays:
+def nowhere(_name: str) -> None:
+    """Keeps no blocks."""
+
+
+def unkept(name: str, make: Make) -> Arrays:
     """Makes a stage whenever it is asked for."""
-    return make()
+    return make(nowhere)
 
 
 class Stages:
@@ -45,19 +55,21 @@ class Stages:
         self._folder, self._parts = folder, blocks.Parts(folder)
         self._of = hashlib.sha256(of.encode()).hexdigest()[:16]
 
-    def __call__(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+    def __call__(self, name: str, make: Make) -> Arrays:
         """What `make` makes, or has made before.
 
         Args:
           name: of the stage.
-          make: arrays by name.
+          make: arrays by name; what its blocks depend on must be kept before, as a stage or a block.
 
         Returns:
           The arrays.
 
         Raises:
           InputError: the folder cannot be written to, or what it holds is damaged.
+          Preempted: before the stage, or in it, see `preemption`.
         """
+        preemption.leave_if_noticed()
         stage = f'{name}.{self._of}{_KIND}'
         if multihost_utils.broadcast_one_to_all(np.array(stage in self._parts)):
             try:
@@ -65,15 +77,24 @@ class Stages:
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
                 path = self._parts.path(stage)
                 raise InputError(f'{path}: is damaged ({error}); remove it and start again.') from error
-        arrays = make()
+        arrays = make(functools.partial(self._blocks, stage))
         if jax.process_index() == 0:
             self._parts[stage] = arrays
+        multihost_utils.sync_global_devices('a stage is kept')  # and its blocks are read
+        if jax.process_index() == 0:
+            self._remove(f'{stage}-*')
         return arrays
+
+    def _blocks(self, stage: str, name: str) -> blocks.Parts:
+        return blocks.Parts(self._folder, f'{stage}-{name}.')
+
+    def _remove(self, names: str) -> None:
+        for path in self._folder.glob(names):
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes all stages, of this work and of other: what they were for is done."""
         if jax.process_index() == 0 and self._folder.is_dir():
-            for path in self._folder.glob(f'*{_KIND}.npz*'):
-                path.unlink(missing_ok=True)
+            self._remove(f'*{_KIND}*.npz*')
             with contextlib.suppress(OSError):  # somebody else's files
                 self._folder.rmdir()

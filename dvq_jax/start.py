@@ -8,8 +8,8 @@
 4. Else the index is initialised from the corpus.
 
 The frozen lists are written once, and the first checkpoint is the index before training. Until then what is
-finished is kept, stage by stage, under `start/`: an interrupted start goes on after the last stage, and comes
-to the same result.
+finished is kept, stage by stage and of a pass over the corpus block by block, under `start/`: an interrupted
+start goes on from there, and comes to the same result.
 """
 
 import dataclasses
@@ -66,12 +66,20 @@ def _check_same_shapes(index: IndexParams, blank: TrainState, source: str) -> No
             )
 
 
-def stages_of(run: Run) -> Stages:
-    """What an interrupted start by the same dataset and config, but for `_MAY_DIFFER`, has finished."""
+def stages_of(run: Run, index: IndexParams | None = None) -> Stages:
+    """What an interrupted start by the same dataset and config, but for `_MAY_DIFFER`, has finished.
+
+    And by the same index, if it is another run's.
+    """
     config = {key: value for key, value in flatten(run.config.to_dict()).items() if key not in _MAY_DIFFER}
-    return Stages(
-        run.workdir / 'start', repr((sorted(config.items()), run.dataset.fingerprint, run.dataset.digest))
-    )
+    given = {} if index is None else {name: checkpoint.digest(array) for name, array in vars(index).items()}
+    of = sorted(config.items()), run.dataset.fingerprint, run.dataset.digest, given
+    return Stages(run.workdir / 'start', repr(of))
+
+
+def _nearest_lists(index: IndexParams, corpus: np.ndarray, kept: Stages) -> np.ndarray:
+    made = kept('lists', lambda where: {'lists': assign_corpus(index, corpus, parts=where('lists'))})
+    return made['lists']
 
 
 def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
@@ -87,7 +95,7 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
         spherical=settings['spherical'],
         **draws,
     )
-    centroids = kept('centroids', lambda: {'centroids': coarse()})['centroids']
+    centroids = kept('centroids', lambda _: {'centroids': coarse()})['centroids']
     if run.routed:
         centroids, lists = routing.learn(
             centroids,
@@ -112,9 +120,9 @@ def _first_index(run: Run) -> tuple[IndexParams, np.ndarray | None]:
         pq_iterations=settings['pq_iterations'],
         **draws,
     )
-    index = IndexParams(**kept('index', lambda: vars(fine())))
+    index = IndexParams(**kept('index', lambda _: vars(fine())))
     if lists is None and not run.dynamic:
-        lists = kept('lists', lambda: {'lists': assign_corpus(index, corpus, together=True)})['lists']
+        lists = _nearest_lists(index, corpus, kept)
     return index, lists
 
 
@@ -134,7 +142,7 @@ def _first_state(run: Run, example: checkpoint.Trained | None) -> tuple[TrainSta
     if run.dynamic:
         lists = None
     elif lists is None:
-        lists = assign_corpus(index, corpus, together=True)
+        lists = _nearest_lists(index, corpus, stages_of(run, index))
     if lists is not None and len(lists) != config.index.copies * len(corpus):
         raise InputError(
             f'init_from: {config.init_from} has no {config.index.copies} lists for each document of '
@@ -190,6 +198,7 @@ def starting_point(run: Run) -> Start:
 
     Raises:
       InputError: the config is not that of the run in the workdir, or another run named does not fit.
+      Preempted: SIGTERM has ended it early; what is finished is kept.
     """
     blank, source = blank_state(run), run.workdir
     steps = checkpoint.available_steps(source)

@@ -1,13 +1,12 @@
 """The training loop: step, log, evaluate, save. What it starts from is in `start`."""
 
-import collections
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
@@ -46,33 +45,36 @@ def _dev_metrics(run: Run, state: TrainState, lists: np.ndarray | None) -> dict[
 
 
 class _Log:
-    """Fetches step metrics late, so that the loop never waits for the device but at a log line."""
+    """Writes metrics, those of steps one step late, for the loop must not wait for the step just begun."""
 
-    def __init__(self, run: Run, writer: metrics.MetricsWriter | None, start: int):
-        self._run, self._writer = run, writer
-        self._pending = collections.deque()
-        self._begin, self._waited, self._last = time.perf_counter(), 0.0, start
-        self._progress = Progress('train', total=run.steps, unit='steps', start=start)
+    def __init__(self, run: Run, start: Start):
+        self._run, self._writer, first = run, None, int(start.state.step)
+        if jax.process_index() == 0:
+            self._writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
+        self._pending: list[tuple[int, dict[str, jax.Array], tuple[str, ...]]] = []
+        self._progress = Progress('train', total=run.steps, unit='steps', start=first)
+        self.restart(first)
 
     def add(self, step: int, values: dict[str, jax.Array], query_ids: tuple[str, ...], waited: float) -> None:
-        self._pending.append((step, values, query_ids))
+        """Takes what a step will have measured, its queries, and the seconds that it waited for them."""
         self._waited += waited
-        if step % self._run.config.train.log_every == 0:
+        if self._pending and self._pending[-1][0] % self._run.config.train.log_every == 0:
             self.flush()
+        self._pending.append((step, values, query_ids))
 
     def flush(self) -> None:
         """Checks every pending loss, and writes the last one's metrics."""
         if not self._pending:
             return
-        for step, values, query_ids in self._pending:
+        fetched = jax.device_get([values for _, values, _ in self._pending])
+        for (step, _, query_ids), values in zip(self._pending, fetched, strict=True):
             for name, value in values.items():
-                if not np.isfinite(value := float(value)):
+                if not np.isfinite(value):
                     raise InputError(
                         f'{self._run.workdir}: {name} is {value} at step {step}, for queries '
                         f'{" ".join(query_ids)}; lower the learning rates or raise loss.temperature, and use '
                         'another --workdir.'
                     )
-        step, values, _ = self._pending[-1]
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         steps = step - self._last
         record = {
@@ -80,18 +82,25 @@ class _Log:
             'examples_per_second': steps * self._run.config.data.batch_size / seconds,
             'data_wait': self._waited / seconds,
         }
-        if self._writer:
-            self._writer.write(step, record)
+        self.write(step, record)
         self._progress.add(steps, note=f'loss {record["loss"]:.4g}')
         self._pending.clear()
         self.restart(step)
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        """Writes a line, from process 0."""
+        if self._writer:
+            self._writer.write(step, record)
 
     def restart(self, step: int) -> None:
         """Leaves out of the rates what has passed since the last line."""
         self._begin, self._waited, self._last = time.perf_counter(), 0.0, step
 
-    def done(self) -> None:
+    def close(self) -> None:
+        """Ends the line of progress, and closes the files."""
         self._progress.done()
+        if self._writer:
+            self._writer.close()
 
 
 class _Trace:
@@ -99,21 +108,27 @@ class _Trace:
 
     def __init__(self, run: Run):
         self._first, self._folder = run.config.train.profile, str(run.workdir / 'profile')
-        self._on = False
+        self._last: dict[str, jax.Array] | None = None  # what the last traced step measures
 
     def before(self, step: int) -> None:
-        if self._first is None:
-            return
+        """Begins with the first step that is asked for."""
         if step == self._first:
             jax.profiler.start_trace(self._folder)
-            self._on = True
-        elif step == self._first + _TRACED:
-            self.stop()
+            self._last = {}
 
-    def stop(self) -> None:
-        if self._on:
+    def after(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Ends with the last."""
+        if self._last is not None:
+            self._last = values
+            if step == self._first + _TRACED - 1:
+                self.close()
+
+    def close(self) -> None:
+        """Ends where the run does."""
+        if self._last is not None:
+            jax.block_until_ready(self._last)  # steps are only launched by then
             jax.profiler.stop_trace()
-            self._on = False
+            self._last = None
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -125,7 +140,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
     Returns:
       'step', 'metric', 'first', 'last' and 'best' dev metrics, 'best_step' and 'seconds'; or 'preempted', the
-      last step, where SIGTERM has ended the run early: the same call goes on from there.
+      step of the latest checkpoint, where SIGTERM has ended the run early: the same call goes on from there.
 
     Raises:
       InputError: a config, dataset or workdir that cannot be used, or a loss that is not finite.
@@ -133,23 +148,29 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     begin = time.monotonic()
     with peers.all_or_none():
         run = open_run(config, workdir)
-    with preemption.watch() as preempted, contextlib.ExitStack() as stack:
-        start = starting_point(run)
-        checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
-        stack.callback(checkpoints.close)
-        try:
-            history, step = _loop(run, start, checkpoints, preempted)
-        except InputError as error:
-            _write_done(run, {'error': str(error)})  # ends those who follow the run
-            raise
-    if step < run.steps:
-        print(f'preempted: saved at step {step} of {run.steps}', file=sys.stderr, flush=True)
+    try:
+        with preemption.watch():
+            history = _begin_and_loop(run)
+    except preemption.Preempted:
+        step = max(checkpoint.available_steps(run.workdir), default=0)
+        print(f'preempted: goes on from step {step} of {run.steps}', file=sys.stderr, flush=True)
         return {'workdir': str(run.workdir), 'preempted': step}
     result = _summary(run, history, seconds=time.monotonic() - begin)
     if result['step'] and result['best_step'] == 0:
         print(f'best is step 0, the start: training has not improved {run.metric}', file=sys.stderr)
     _write_done(run, result)
     return result
+
+
+def _begin_and_loop(run: Run) -> dict[str, dict[str, float]]:
+    start = starting_point(run)
+    checkpoints = checkpoint.Checkpoints(files.make_folder(run.workdir), metric=run.metric)
+    with contextlib.closing(checkpoints):
+        try:
+            return _loop(run, start, checkpoints)
+        except InputError as error:
+            _write_done(run, {'error': str(error)})  # ends those who follow the run
+            raise
 
 
 def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
@@ -185,70 +206,66 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
     return placement.place(where, run.dataset.corpus)
 
 
-def _loop(
-    run: Run, start: Start, checkpoints: checkpoint.Checkpoints, preempted: Callable[[int], bool]
-) -> tuple[dict[str, dict[str, float]], int]:
-    """Steps, logs, evaluates and saves; returns the dev metrics by step, and the last step."""
-    config, state, first = run.config, put(start.state), int(start.state.step)
-    placed = _place_corpus(run, state)
-    tower = tower_of(config.to_dict())
+def _batches(run: Run, start: Start, *, with_docs: bool) -> grain.DatasetIterator:
+    """The batches from the start on."""
+    tower = tower_of(run.config.to_dict())
     batches = training_batches(
         run.dataset,
         mixture=run.mixture,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
+        batch_size=run.config.data.batch_size,
+        seed=run.config.seed,
         lists=start.lists,
-        with_docs=placed is None,
+        with_docs=with_docs,
         read=towers.reader(tower.name, tower.args),
-        threads=config.data.threads,
+        threads=run.config.data.threads,
     )
     if start.iterator is not None:
         batches.set_state(start.iterator)
+    return batches
+
+
+def _loop(run: Run, start: Start, checkpoints: checkpoint.Checkpoints) -> dict[str, dict[str, float]]:
+    """Steps, logs, evaluates and saves; returns the dev metrics by step."""
+    state, first = put(start.state), int(start.state.step)
+    placed = _place_corpus(run, state)
+    batches = _batches(run, start, with_docs=placed is None)
     history = dict(start.history)
-    writer = None
-    if jax.process_index() == 0:
-        writer = metrics.MetricsWriter(run.workdir, step=first if start.resumed else None)
-    log = _Log(run, writer, first)
     step_fn = make_train_step(
         tower=run.tower, optimizer=run.optimizer, objective=run.objective, trained=run.trained
     )
+    log, trace = _Log(run, start), _Trace(run)
 
     def save(step: int, *, measure: bool = True) -> None:
         log.flush()
         dev = _dev_metrics(run, state, start.lists) if measure else {}
         if measure:
             history[str(step)] = dev
-        if measure and writer:
-            writer.write(step, {f'dev/{name}': value for name, value in dev.items()})
+            log.write(step, {f'dev/{name}': value for name, value in dev.items()})
         about = {**start.about, 'iterator': batches.get_state(), 'history': history}
         checkpoints.save(state, about=about, metrics=dev)
         if jax.process_index() == 0:
             prune_stores(run.workdir, checkpoint.available_steps(run.workdir))
         log.restart(step)
 
-    step = first
-    if not start.resumed:
-        save(first)
-    stages_of(run).remove()
-    trace = _Trace(run)
-    for step in range(first + 1, run.steps + 1):
-        trace.before(step)
-        fetch = time.perf_counter()
-        host = next(batches)
-        waited = time.perf_counter() - fetch
-        batch = host.batch if placed is None else placed.bring(host.batch)
-        state, values = step_fn(state, batch)
-        log.add(step, values, host.query_ids, waited)
-        if step % config.train.checkpoint_every == 0 or step == run.steps:
-            save(step)
-        if preempted(step):
-            save(step, measure=False)  # there is no time for a pass over the corpus
-            break
-    trace.stop()
-    log.done()
-    if writer:
-        writer.close()
-    return history, step
+    with contextlib.closing(log), contextlib.closing(trace):
+        if not start.resumed:
+            save(first)
+        stages_of(run).remove()
+        for step in range(first + 1, run.steps + 1):
+            trace.before(step)
+            fetch = time.perf_counter()
+            host = next(batches)
+            waited = time.perf_counter() - fetch
+            batch = host.batch if placed is None else placed.bring(host.batch)
+            state, values = step_fn(state, batch)
+            trace.after(step, values)
+            log.add(step, values, host.query_ids, waited)
+            if step % run.config.train.checkpoint_every == 0 or step == run.steps:
+                save(step)
+            elif preemption.noticed():
+                save(step, measure=False)  # there is no time for a pass over the corpus
+                raise preemption.Preempted
+    return history
 
 
 def _summary(run: Run, history: dict[str, dict[str, float]], *, seconds: float) -> dict[str, Any]:

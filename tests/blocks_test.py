@@ -1,7 +1,9 @@
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from dvq_jax import blocks
+from dvq_jax import blocks, preemption
 
 
 class Squares:
@@ -44,6 +46,20 @@ def test_finished_blocks_are_not_done_again(tmp_path, capsys):
     assert 'square: 25/25 rows (100%)' in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / 'P').iterdir()) == ['a.0.npz', 'a.1.npz', 'a.2.npz']
     assert blocks.missing(work, blocks.Parts(tmp_path / 'P', 'b.')) == [0, 1, 2]
+
+
+def test_processes_share_blocks_and_all_ask_as_often_whether_to_end(tmp_path, monkeypatch):
+    asked, parts = [], blocks.Parts(tmp_path)
+    monkeypatch.setattr(preemption, 'leave_if_noticed', lambda: asked.append(1))
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda _: None)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    for index, done in ((1, [1]), (1, []), (0, [0, 2])):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        work = Squares()
+        blocks.finish(work, parts)
+        assert work.done == done and asked == [1, 1]
+        asked.clear()
+    assert whole(parts) == [row**2 for row in range(25)]
 
 
 def test_a_failed_block_leaves_nothing(tmp_path):

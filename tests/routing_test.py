@@ -74,6 +74,15 @@ def test_the_scale_of_the_embeddings_does_not_matter(world):
     np.testing.assert_allclose(again[0], 4 * once[0], atol=0.2 * np.abs(once[0]).mean())
 
 
+def test_sums_are_those_of_each_list(world):
+    docs, centroids = world[0], np.zeros((L, 16), np.float32)
+    lists = np.random.default_rng(1).integers(0, L - 1, len(docs)).astype(np.int32)  # and an empty one
+    found, wanted = routing._with_sums(docs, centroids=centroids, lists=lists), np.zeros((L, 16))
+    np.add.at(wanted, lists, docs)
+    np.testing.assert_allclose(found['sums'], wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found['squares'], [np.sum(docs.astype(np.float64) ** 2)])
+
+
 def test_same_seed_same_bits(world):
     for ours, again in zip(learn(world, rounds=1), learn(world, rounds=1), strict=True):
         np.testing.assert_array_equal(ours, again)

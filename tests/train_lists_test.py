@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from dvq_jax import checkpoint
+from dvq_jax import checkpoint, quantizer, start
 from dvq_jax.errors import InputError
+from dvq_jax.prepare import prepare
+from dvq_jax.run import open_run
 from tests.train_test import arrays, run
 
 
@@ -34,9 +36,22 @@ def test_documents_in_two_lists(collection, small_config, tmp_path):
         run(small_config, tmp_path / 'one', init_from=str(tmp_path / 'two'), index__copies=1)
 
 
-def test_the_scale_of_the_embeddings_does_not_matter(collection, small_config, tmp_path):
-    from dvq_jax.prepare import prepare
+def test_another_corpus_goes_to_the_nearest_lists_of_this_index(collection, small_config, tmp_path):
+    run(small_config, tmp_path / 'first', routing__rounds=0, train__steps=0)
+    docs = np.load(collection['corpus'])[::-1]
+    np.save(tmp_path / 'docs.npy', docs)
+    paths = {'corpus': str(tmp_path / 'docs.npy'), 'queries': collection['queries']}
+    prepare(**paths, topk=50, dev_queries=60, out=tmp_path / 'dataset')
+    small_config.data.dataset, small_config.init_from = str(tmp_path / 'dataset'), str(tmp_path / 'first')
+    # An interrupted start from what was there before has left its lists.
+    opened, index = open_run(small_config, str(tmp_path / 'W')), checkpoint.load(tmp_path / 'first').params
+    other = index.replace(centroids=index.centroids[::-1].copy())
+    start._nearest_lists(other, docs, start.stages_of(opened, other))
+    run(small_config, tmp_path / 'W')
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / 'W', 0).lists, quantizer.assign(index, docs))
 
+
+def test_the_scale_of_the_embeddings_does_not_matter(collection, small_config, tmp_path):
     for name in ('corpus', 'queries'):
         np.save(tmp_path / f'{name}.npy', 8 * np.load(collection[name]))
     paths = {name: str(tmp_path / f'{name}.npy') for name in ('corpus', 'queries')}

@@ -109,6 +109,13 @@ def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_pa
     assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
 
 
+def wait_until(it_is_so, processes):
+    deadline = time.monotonic() + 200
+    while not it_is_so():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
 def curve(workdir, every):
     """step -> loss, at the steps that a whole run writes."""
     lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
@@ -116,16 +123,18 @@ def curve(workdir, every):
 
 
 def test_two_preempted_processes_go_on_as_one(collection, tmp_path):
-    """SIGTERM to both, exit code 0; one process with two devices takes the rest of the same steps."""
+    """SIGTERM to one in the start, to both in the loop; one process with two devices takes the rest."""
     settings = {f'optimizer.schedules.{name}': 'constant' for name in ('centroids', 'codebooks', 'tower')}
     settings |= {'optimizer.warmup': 0, 'train.checkpoint_every': 5000, 'train.log_every': 20}
     settings['train.steps'] = 5000  # more than there is time for
     processes = start_two(collection, tmp_path / 'W', **settings)
+    wait_until(lambda: list((tmp_path / 'W/start').glob('centroids.*')), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [finish(process)['preempted'] for process in processes] == [0, 0]
+    assert (tmp_path / 'W/start').exists() and not checkpoint.available_steps(tmp_path / 'W')
+    processes = start_two(collection, tmp_path / 'W', **settings)
     written = tmp_path / 'W' / 'metrics.jsonl'
-    deadline = time.monotonic() + 200
-    while not written.exists() or len(written.read_text().splitlines()) < 4:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
-        time.sleep(0.02)
+    wait_until(lambda: written.exists() and len(written.read_text().splitlines()) > 3, processes)
     for process in processes:
         process.send_signal(signal.SIGTERM)
     reached = {finish(process)['preempted'] for process in processes}
@@ -156,10 +165,7 @@ def test_killed_and_run_again_ends_with_the_same_parameters(collection, tmp_path
     }  # fmt: skip
     finish(start(collection, tmp_path / 'whole', **settings))
     process = start(collection, tmp_path / 'killed', **settings)
-    deadline = time.monotonic() + 200
-    while not [step for step in checkpoint.available_steps(tmp_path / 'killed') if step > 0]:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    wait_until(lambda: checkpoint.available_steps(tmp_path / 'killed')[1:], [process])
     process.send_signal(signal.SIGKILL)
     process.communicate()
     reached = checkpoint.available_steps(tmp_path / 'killed')[-1]
