@@ -16,7 +16,7 @@ import floors
 import speed_floors
 import speed_step
 
-from dvq_jax import clustering, exact, quantizer, towers
+from dvq_jax import exact, points, quantizer, towers
 from dvq_jax.train_step import init_state
 
 DOCS, DIM, LISTS, BOOKS, WORDS = 48, 32, 24, 4, 16
@@ -88,7 +88,7 @@ def test_minings_floor_is_its_products():
 def test_clusterings_floor_is_its_products():
     weights = np.ones(DOCS, np.float32)
     floor = floors.kmeans(documents=DOCS, dim=DIM, centers=WORDS, iterations=2)
-    iteration = products(clustering._lloyd_block, POINTS, weights, INDEX.codebooks)
+    iteration = products(points._lloyd_block, POINTS, weights, INDEX.codebooks)
     assert 2 * (iteration + DOCS * DIM) == floor.flops and floor.bytes == 2 * 4 * DOCS * DIM
     floor = floors.opq(documents=DOCS, dim=DIM, codewords=WORDS, iterations=3, pq_iterations=2)
     both = 2 * 2 * DOCS * DIM**2  # rotation and moment
