@@ -18,6 +18,22 @@ _SUMMED = 2**15  # points whose sums are in float32; those of all are not
 _PASSES = 10  # that k-means makes, more or less: what pays for all of them pays
 
 
+def sums_by_center(chosen: np.ndarray, values: np.ndarray, centers: int) -> np.ndarray:
+    """Sums of the vectors that have each center, in the order of the vectors.
+
+    Args:
+      chosen: [n] int, their centers.
+      values: [n, S] float32.
+      centers: K.
+
+    Returns:
+      [K, S] float32.
+    """
+    # A column for each vector, and in it a 1 in the row of its center.
+    ones, columns = np.ones(len(values), np.float32), np.arange(len(values) + 1)
+    return sparse.csc_array((ones, chosen, columns), shape=(centers, len(values))) @ values
+
+
 class HostPoints:
     """Points on a host, see `points.Points`.
 
@@ -47,7 +63,7 @@ class HostPoints:
 
     def _squared(self, centers: np.ndarray, totals: np.ndarray, counts: np.ndarray) -> np.float64:
         """Σ‖x − c‖² = Σ‖x‖² − 2·Σ⟨c, Σ x⟩ + Σ n·‖c‖²."""
-        sizes = sum(float(np.vdot(self._values[part], self._values[part])) for part in self._tiles())
+        sizes = np.sum(np.vecdot(self._values, self._values), dtype=np.float64)
         products = np.einsum('gks,gks', centers, totals, dtype=np.float64)
         return sizes - 2 * products + np.einsum('gk,gks,gks', counts, centers, centers, dtype=np.float64)
 

@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from dvq_jax import blocks, preemption, stages
 from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows
 from dvq_jax.demand import Demand
+from dvq_jax.host_points import sums_by_center
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
 
@@ -138,11 +139,8 @@ class _Sums:
         own = self.blocks[number]
         sums, squares = np.zeros((self._count, self._corpus.shape[1])), np.zeros(1)
         for rows, block in by_blocks(self._corpus[own]):
-            squares += np.sum(np.square(block), dtype=np.float64)
-            held_by = self._lists[own][rows]
-            order = np.argsort(held_by, kind='stable')
-            held, starts = np.unique(held_by[order], return_index=True)
-            sums[held] += np.add.reduceat(block[order], starts, dtype=np.float64)
+            squares += np.sum(np.vecdot(block, block), dtype=np.float64)
+            sums += sums_by_center(self._lists[own][rows], block, self._count)
             progress.add(len(block))
         return {'sums': sums, 'squares': squares}
 
