@@ -17,7 +17,7 @@ import numpy as np
 
 from dvq_jax import host
 from dvq_jax.quantizer import Products
-from dvq_jax.teacher import QUERY_BLOCK, QUERY_BLOCK_ON_HOST
+from dvq_jax.teacher import QUERY_BLOCK
 from dvq_jax.types import Array
 
 _FLOAT = 4  # bytes
@@ -64,7 +64,7 @@ def mining(*, documents: int, queries: int, dim: int, topk: int, width: int) -> 
       topk: k, documents that a query gets.
       width: w, bytes of a number of the corpus.
     """
-    reads = -(-queries // (QUERY_BLOCK_ON_HOST if host.is_all_there_is() else QUERY_BLOCK))
+    reads = -(-queries // QUERY_BLOCK)
     return Floor(2 * queries * documents * dim, reads * width * documents * dim + 8 * queries * topk)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
 
 from dvq_jax.types import Array
 
@@ -82,6 +84,22 @@ def sums_by_products(codes: Array, values: Array, *, words: int) -> Array:
     """As `sums`."""
     by_book = codes.T, jnp.moveaxis(values, 0, -1)
     return jax.lax.map(lambda book: _product(_one_hot(book[0], words), book[1].T), by_book)
+
+
+def sums_on_host(codes: np.ndarray, values: np.ndarray, *, words: int) -> np.ndarray:
+    """As `sums`, of one codebook, by a sparse product: vectors are added in their order.
+
+    Args:
+      codes: [n] int.
+      values: [n, W] float32.
+      words: K.
+
+    Returns:
+      [K, W] float32.
+    """
+    # A column for each vector, and in it a 1 in the row of its code.
+    ones, columns = np.ones(len(values), np.float32), np.arange(len(values) + 1)
+    return sparse.csc_array((ones, codes, columns), shape=(words, len(values))) @ values
 
 
 def _forward(codebooks: Array, codes: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -17,7 +17,7 @@ from dvq_jax.progress import Progress
 from dvq_jax.quantizer import assign
 from dvq_jax.types import Array, IndexParams
 
-REGION = 2**18
+_REGION = 2**16
 BLOCK = 8192
 ROWS = 1024
 _HOST_BLOCK = 65_536
@@ -119,7 +119,7 @@ class Pass:
 
     def __init__(self, make: Callable[[slice, Progress], np.ndarray], count: int, *, label: str):
         self._make, self.label = make, label
-        self.blocks = blocks.cut(count, REGION)
+        self.blocks = blocks.cut(count, _REGION)
 
     def size(self, number: int) -> int:
         """How many rows a region has."""
@@ -133,11 +133,7 @@ class Pass:
 def _collect(work: Pass, parts: blocks.Parts | None) -> np.ndarray:
     """All rows of a pass; long ones show progress."""
     found = blocks.finish(work, parts, quiet=True)
-    first = found[0]['made']
-    whole = np.empty((work.blocks[-1].stop, *first.shape[1:]), first.dtype)
-    for number, rows in enumerate(work.blocks):
-        whole[rows] = found[number]['made']
-    return whole
+    return np.concatenate([found[number]['made'] for number in range(len(work.blocks))])
 
 
 def over_rows(

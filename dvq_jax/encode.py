@@ -18,10 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from dvq_jax import blocks, codes, files, host, host_encode, towers
-from dvq_jax.corpus import BLOCK, REGION, ROWS, by_rows, gathered, one_behind, replicated, spread
+from dvq_jax import blocks, codes, files, host, host_encode, peers, towers
+from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
@@ -29,6 +28,7 @@ from dvq_jax.quantizer import encode, rotate
 from dvq_jax.types import Array, Encoding, IndexParams
 
 _FOLDER = 'encodings'  # of a run's folder
+_REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
 # launches want many. A core of a host takes a few of those at a call.
 _CHOSEN_ROWS_ON_HOST, _CHOSEN_ROWS = 32, 512
@@ -56,7 +56,7 @@ class Audience:
     prior: float
     sweeps: int
 
-    @property
+    @functools.cached_property
     def ridge(self) -> float:
         """ρ = prior·E‖v_q‖²/D."""
         return self.prior * float(np.mean(np.square(self.demand.queries, dtype=np.float64)))
@@ -85,12 +85,13 @@ class Store:
 
     def begin(self, identity: str) -> None:
         """Removes what is an encoding of something else, or by other settings."""
-        if jax.process_index() == 0 and not self.holds(identity):
-            shutil.rmtree(self._folder)
-            files.make_folder(self._parts)
-            with files.atomic_file(self._folder / 'of') as aside:
-                aside.write_text(identity, encoding='utf-8')
-        multihost_utils.sync_global_devices('a store begins')
+        with peers.all_or_none():
+            if jax.process_index() == 0 and not self.holds(identity):
+                for path in self._folder.iterdir():  # which others may be opening
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                files.make_folder(self._parts)
+                with files.atomic_file(self._folder / 'of') as aside:
+                    aside.write_text(identity, encoding='utf-8')
 
     def holds(self, identity: str) -> bool:
         """Whether it is of this encoding, finished or not."""
@@ -106,20 +107,23 @@ class Store:
 
     def join(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Makes one array of all regions for each name, [copies, N, ...], and removes the parts."""
-        if jax.process_index() == 0:
-            with contextlib.ExitStack() as stack:
-                arrays = {}
-                for name, shape in shapes.items():
-                    aside = stack.enter_context(files.atomic_file(self._folder / f'{name}.npy'))
-                    arrays[name] = np.lib.format.open_memmap(aside, 'w+', _KINDS[name], shape)
-                for number, region in enumerate(regions):
-                    part = self.parts[number]
-                    for name, array in arrays.items():
-                        array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
-                for array in arrays.values():
-                    array.flush()
-            shutil.rmtree(self._parts)
-        multihost_utils.sync_global_devices('a store is joined')
+        with peers.all_or_none():
+            if jax.process_index() == 0:
+                self._write(regions, shapes)
+                shutil.rmtree(self._parts)
+
+    def _write(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        with contextlib.ExitStack() as stack:
+            arrays = {}
+            for name, shape in shapes.items():
+                aside = stack.enter_context(files.atomic_file(self._folder / f'{name}.npy'))
+                arrays[name] = np.lib.format.open_memmap(aside, 'w+', _KINDS[name], shape)
+            for number, region in enumerate(regions):
+                part = self.parts[number]
+                for name, array in arrays.items():
+                    array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
+            for array in arrays.values():
+                array.flush()
 
 
 def store_of(workdir: pathlib.Path, step: int) -> Store:
@@ -128,10 +132,10 @@ def store_of(workdir: pathlib.Path, step: int) -> Store:
 
 
 def prune_stores(workdir: pathlib.Path, kept: Sequence[int]) -> None:
-    """Removes the encodings of a run's checkpoints that are not kept."""
+    """Removes the encodings of a run's checkpoints that are not kept; one of a later step waits for it."""
     folder = workdir / _FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in map(str, kept):
+        if int(path.name) not in kept and int(path.name) < max(kept):
             shutil.rmtree(path)
 
 
@@ -197,7 +201,7 @@ class Encoder:
         count = len(corpus)
         self._params, self._corpus, self._audience = params, corpus, audience
         self.lists, self.copies = lists, 1 if lists is None else len(lists) // count
-        self.blocks = blocks.cut(count, REGION)
+        self.blocks = blocks.cut(count, _REGION)
         self.shapes = {'codes': (self.copies * count, len(params.codebooks))}
         if lists is None:
             self.shapes['lists'] = (count,)

@@ -7,31 +7,15 @@ found; all else every process does for itself, in the same order, and any number
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from scipy import sparse
 
 from dvq_jax import host
 from dvq_jax.blocks import cut
+from dvq_jax.codewords import sums_on_host
 from dvq_jax.host_centers import ROWS, Centers
 from dvq_jax.host_codes import Codebooks
 
 _SUMMED = 2**15  # points whose sums are in float32; those of all are not
 _PASSES = 10  # that k-means makes, more or less: what pays for all of them pays
-
-
-def sums_by_center(chosen: np.ndarray, values: np.ndarray, centers: int) -> np.ndarray:
-    """Sums of the vectors that have each center, in the order of the vectors.
-
-    Args:
-      chosen: [n] int, their centers.
-      values: [n, S] float32.
-      centers: K.
-
-    Returns:
-      [K, S] float32.
-    """
-    # A column for each vector, and in it a 1 in the row of its center.
-    ones, columns = np.ones(len(values), np.float32), np.arange(len(values) + 1)
-    return sparse.csc_array((ones, chosen, columns), shape=(centers, len(values))) @ values
 
 
 class HostPoints:
@@ -50,12 +34,8 @@ class HostPoints:
         chosen = self._nearest(centers) + count * np.arange(groups, dtype=np.int32)
         totals = np.zeros((groups * count, width))
         for part in cut(len(chosen), _SUMMED):
-            # A column for each part of a point, and in it a 1 in the row of its center.
-            rows, columns = chosen[part].ravel(), np.arange(chosen[part].size + 1)
-            ones, shape = np.ones(rows.size, np.float32), (len(totals), rows.size)
-            totals += sparse.csc_array((ones, rows, columns), shape=shape) @ self._values[part].reshape(
-                -1, width
-            )
+            parts = self._values[part].reshape(-1, width)
+            totals += sums_on_host(chosen[part].ravel(), parts, words=len(totals))
         totals = totals.reshape(centers.shape)
         counts = np.bincount(chosen.ravel(), minlength=groups * count).reshape(groups, count)
         squared = self._squared(centers, totals, counts)
@@ -93,7 +73,7 @@ class HostPoints:
     def _nearest(self, centers: np.ndarray) -> np.ndarray:
         """[n, G] int32, the nearest center in each of G subspaces; each process looks for some."""
         count, groups = len(self._values), len(centers)
-        passes, each = _PASSES * count, -(-count // jax.process_count())
+        passes, each = _PASSES * count, -(-count // (ROWS * jax.process_count())) * ROWS
         one = Centers(centers[0], passes) if groups == 1 else None
         many = None if one else Codebooks(centers, passes)
         values = self._values[jax.process_index() * each :][:each]

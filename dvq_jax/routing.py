@@ -30,9 +30,9 @@ import optax
 from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, preemption, stages
+from dvq_jax.codewords import sums_on_host
 from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows
 from dvq_jax.demand import Demand
-from dvq_jax.host_points import sums_by_center
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
 
@@ -140,7 +140,7 @@ class _Sums:
         sums, squares = np.zeros((self._count, self._corpus.shape[1])), np.zeros(1)
         for rows, block in by_blocks(self._corpus[own]):
             squares += np.sum(np.vecdot(block, block), dtype=np.float64)
-            sums += sums_by_center(self._lists[own][rows], block, self._count)
+            sums += sums_on_host(self._lists[own][rows], block, words=self._count)
             progress.add(len(block))
         return {'sums': sums, 'squares': squares}
 

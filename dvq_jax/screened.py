@@ -55,6 +55,7 @@ def on_devices(
     Returns:
       As `exact.on_devices`.
     """
+    corpus = np.asarray(corpus)  # a memory map's own class is slow to index
     middle, sizes = _mean(corpus), {'query_block': query_block, 'corpus_block': corpus_block}
     operands = functools.partial(_rounded, middle=middle)
     search = exact.by_xla(corpus, _kept(len(corpus), k), operands=operands, devices=devices, **sizes)
@@ -79,7 +80,7 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     Returns:
       As `exact.on_devices`.
     """
-    corpus = np.asarray(corpus)  # a memory map's own class is slow to index
+    corpus = np.asarray(corpus)
     middle, plain = _mean(corpus), exact.on_host(corpus, k, corpus_block=corpus_block)
 
     def screen(queries: np.ndarray, progress: Progress) -> Screened:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dvq_jax import blocks, preemption
+from dvq_jax import blocks, peers, preemption
 from dvq_jax.errors import InputError
 
 _KIND = '.stage'  # in the names of files, so that others are left alone
@@ -78,9 +78,9 @@ class Stages:
                 path = self._parts.path(stage)
                 raise InputError(f'{path}: is damaged ({error}); remove it and start again.') from error
         arrays = make(functools.partial(self._blocks, stage))
-        if jax.process_index() == 0:
-            self._parts[stage] = arrays
-        multihost_utils.sync_global_devices('a stage is kept')  # and its blocks are read
+        with peers.all_or_none():  # and all have read its blocks
+            if jax.process_index() == 0:
+                self._parts[stage] = arrays
         if jax.process_index() == 0:
             self._remove(f'{stage}-*')
         return arrays

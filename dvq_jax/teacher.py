@@ -17,8 +17,7 @@ from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
 
-QUERY_BLOCK_ON_HOST = 8192  # a host's cores keep several times K candidates of each;
-QUERY_BLOCK = 32_768  # a block reads the corpus once, and accelerators are further away from it
+QUERY_BLOCK = 8192
 CORPUS_BLOCK = 131_072
 
 
@@ -43,17 +42,14 @@ class Mining:
         k: int,
         *,
         devices: Sequence[jax.Device] | None = None,
-        query_block: int | None = None,
+        query_block: int = QUERY_BLOCK,
         corpus_block: int = CORPUS_BLOCK,
     ):
         if not 1 <= k <= len(corpus):
             raise InputError(f'top {k} of {len(corpus)} documents does not exist; choose 1 to {len(corpus)}.')
         self._corpus, self._queries, self._k = corpus, queries, k
-        if devices is None and not host.is_all_there_is():
-            devices = jax.local_devices()
         self._devices, self._corpus_block = devices, corpus_block
-        largest = query_block or (QUERY_BLOCK_ON_HOST if devices is None else QUERY_BLOCK)
-        self._query_block = blocks.even(len(queries), largest)
+        self._query_block = blocks.even(len(queries), query_block)
         self.blocks = blocks.cut(len(queries), self._query_block)
 
     def identity(self) -> str:
@@ -82,10 +78,13 @@ class Mining:
     @functools.cached_property
     def _search(self) -> exact.Search:
         way = screened if screened.pays(len(self._corpus), len(self._queries), self._k) else exact
-        if self._devices is None:
+        devices = self._devices
+        if devices is None and not host.is_all_there_is():
+            devices = jax.local_devices()
+        if devices is None:
             return way.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
         sizes = {'query_block': self._query_block, 'corpus_block': self._corpus_block}
-        return way.on_devices(self._corpus, self._k, devices=self._devices, **sizes)
+        return way.on_devices(self._corpus, self._k, devices=devices, **sizes)
 
 
 def mine(
@@ -95,7 +94,7 @@ def mine(
     *,
     cache: str | os.PathLike | None = None,
     devices: Sequence[jax.Device] | None = None,
-    query_block: int | None = None,
+    query_block: int = QUERY_BLOCK,
     corpus_block: int = CORPUS_BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k largest ⟨v_q, v_d⟩ of each query over the whole corpus, larger first, ties by lowest row.
@@ -111,7 +110,7 @@ def mine(
         host's cores, by BLAS. Either way bfloat16 chooses and float32 ranks where that is faster
         (`screened`).
       query_block: at most so many queries are finished, and stored, together; each such block reads the
-        corpus once. None takes 32 768 on accelerators and 8192 on a host.
+        corpus once, and where bfloat16 chooses once more for float32.
       corpus_block: at most so many documents are scored at once on a device, which holds
         [1024, corpus_block] scores and [corpus_block, D] documents, twice.
 

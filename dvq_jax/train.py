@@ -153,7 +153,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             history = _begin_and_loop(run)
     except preemption.Preempted:
         step = max(checkpoint.available_steps(run.workdir), default=0)
-        print(f'preempted: goes on from step {step} of {run.steps}', file=sys.stderr, flush=True)
+        where = f'from step {step} of {run.steps}' if step else 'where its start was'
+        print(f'preempted: the same command goes on {where}', file=sys.stderr, flush=True)
         return {'workdir': str(run.workdir), 'preempted': step}
     result = _summary(run, history, seconds=time.monotonic() - begin)
     if result['step'] and result['best_step'] == 0:

@@ -76,7 +76,7 @@ def test_encoding_is_that_of_one_machine_and_goes_on(workdir, monkeypatch, queri
     trained = dataclasses.replace(trained, config={**trained.config, 'codes': codes})
     monkeypatch.setattr(evaluate, 'open_trained', lambda *_: (trained, dataset))
     whole = encode.collect(evaluate.encoder_of(trained, dataset))
-    monkeypatch.setattr(encode, 'REGION', 400)
+    monkeypatch.setattr(encode, '_REGION', 400)
     done, write = [], blocks.Parts.__setitem__
 
     def keep(parts, number, arrays):

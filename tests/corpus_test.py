@@ -27,7 +27,7 @@ def test_a_second_list_is_the_second_nearest():
 @pytest.mark.parametrize('by', ['host', 'devices'])
 def test_an_interrupted_pass_goes_on_after_its_regions(by, tmp_path, monkeypatch):
     monkeypatch.setattr(host, 'is_all_there_is', lambda: by == 'host')
-    monkeypatch.setattr(corpus, 'REGION', 100)
+    monkeypatch.setattr(corpus, '_REGION', 100)
     index, docs, done = random_index(), random_docs(1, 350), []
     make = corpus.Pass.__call__
 

@@ -67,7 +67,7 @@ def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch, audien
     index, docs = random_index(), random_docs(1, 600)
     lists = (np.arange(1200) % L).astype(np.int32) if decided else None
     whole = encode.encode_corpus(index, docs, lists, audience=audience)
-    monkeypatch.setattr(encode, 'REGION', 100)
+    monkeypatch.setattr(encode, '_REGION', 100)
     read, limit = set(), 350
 
     def gather(corpus, rows, **_):

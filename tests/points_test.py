@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from dvq_jax import host_points, points
 from dvq_jax.host_centers import ROWS
@@ -58,6 +60,24 @@ def test_rotated_points_are_summed_as_points(place):
     found = place(values).rotated(rotation).lloyd_sums(around)
     for one, other in zip(found, place(values @ rotation).lloyd_sums(around), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('count', [2, 3 * ROWS + 5])
+@pytest.mark.parametrize('groups', [1, 6])
+def test_processes_share_the_search_for_the_nearest(count, groups, monkeypatch):
+    values, around = some(0, count, DIM), some(1, groups, 40, DIM // groups)
+    alone = host_points.HostPoints(values).lloyd_sums(around)
+    told = []
+    monkeypatch.setattr(jax, 'process_count', lambda: 3)
+    monkeypatch.setattr(
+        multihost_utils, 'process_allgather', lambda own: told.append(own) or np.stack([own] * 3)
+    )
+    for index in range(3):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        host_points.HostPoints(values).lloyd_sums(around)
+    monkeypatch.setattr(multihost_utils, 'process_allgather', lambda own: np.stack(told))
+    for one, other in zip(alone, host_points.HostPoints(values).lloyd_sums(around), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 _DIGEST = """

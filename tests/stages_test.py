@@ -156,7 +156,7 @@ def test_no_finished_block_is_done_again(collection, uninterrupted, tmp_path, mo
         return call_it
 
     for module, work in ((corpus, corpus.Pass), (encode, encode.Encoder)):
-        monkeypatch.setattr(module, 'REGION', 500)  # three of documents, three of queries
+        monkeypatch.setattr(module, '_REGION', 500)  # three of documents, three of queries
         monkeypatch.setattr(work, '__call__', counted(work.__call__))
     assert begin(collection['dataset'], tmp_path)['preempted'] == 0
     assert dict(done) == {('assign', 0): 1, ('assign', 1): 1}
