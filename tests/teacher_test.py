@@ -63,7 +63,7 @@ def test_mine_when_every_document_beats_all_before_it(devices):
     np.testing.assert_array_equal(scores, [[699, 698, 697, 696, 695], [0, -1, -2, -3, -4]])
 
 
-@pytest.mark.parametrize('by', WAYS)
+@pytest.mark.parametrize('by', WAYS[:3])  # by XLA each shape is compiled
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.integers(1, 300), count=st.integers(1, 20), share=st.floats(0, 1), seed=st.integers(0, 99),
