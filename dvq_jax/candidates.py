@@ -180,6 +180,10 @@ def is_positive(doc_ids: Array, positives: Array) -> Array:
     Returns:
       [b, n] bool.
     """
-    doc_ids = jnp.broadcast_to(doc_ids, (positives.shape[0], doc_ids.shape[-1]))
-    matches = doc_ids[:, :, None] == positives[:, None, :]
-    return jnp.any(matches & (positives >= 0)[:, None, :], axis=-1)
+
+    def add(found: Array, column: Array) -> tuple[Array, None]:
+        return found | (doc_ids == column[:, None]), None
+
+    # One of a query's positives at a time: [b, n, G] is never held.
+    none = jnp.zeros((len(positives), doc_ids.shape[-1]), bool)
+    return jax.lax.scan(add, none, positives.T)[0] & (doc_ids >= 0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dvq_jax.errors import InputError
 from dvq_jax.types import Array
 
-_PAIR_ELEMENTS = 2**24
+PAIRS = 2**22  # of documents, for all queries together, that are held at once
 
 
 def _mask(where: Array | None, scores: Array) -> Array:
@@ -72,6 +72,20 @@ def margin_mse(
     return 2.0 * _mean(jnp.square(centered), where)
 
 
+def pair_width(documents: int, *, scores: int) -> int:
+    """How many of a query's documents `ranknet` compares with all of them at once, for all queries.
+
+    Args:
+      documents: C.
+      scores: of all queries.
+
+    Returns:
+      At most 64, of blocks that are as even as can be; at most `PAIRS` pairs unless it is 1.
+    """
+    blocks = -(-documents // max(1, min(64, PAIRS // scores)))
+    return -(-documents // blocks)
+
+
 def ranknet(teacher: Array, student: Array, *, where: Array | None = None, temperature: float = 1.0) -> Array:
     """Pairwise logistic loss weighted by the teacher's margin (eq. 9).
 
@@ -91,7 +105,7 @@ def ranknet(teacher: Array, student: Array, *, where: Array | None = None, tempe
     where = _mask(where, student)
     teacher, student = teacher / temperature, student / temperature
     count = student.shape[-1]
-    width = max(1, min(64, _PAIR_ELEMENTS // student.size))
+    width = pair_width(count, scores=student.size)
     blocks = -(-count // width)
     pad = [(0, 0)] * (student.ndim - 1) + [(0, blocks * width - count)]
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +68,9 @@ def test_positives_are_found_among_pooled_or_own_candidates():
     np.testing.assert_array_equal(pooled, [[False, True, False, False], [True, False, False, True]])
     own = candidates.is_positive(jnp.asarray([[3, 5], [3, 5]]), positives)
     np.testing.assert_array_equal(own, [[True, False], [False, True]])
+
+
+def test_positives_are_found_without_holding_all_pairs_of_them():
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4096,), (32, 64))]
+    plan = jax.jit(candidates.is_positive).lower(*shapes).compile().memory_analysis()
+    assert plan.temp_size_in_bytes < 4 * 32 * 4096

@@ -117,6 +117,20 @@ def test_blocked_ranknet_equals_all_pairs(count, seed):
     )
 
 
+def test_ranknet_holds_a_bounded_number_of_pairs():
+    scores = jax.ShapeDtypeStruct((64, 4096), jnp.float32)
+    grad = jax.grad(lambda teacher, student: losses.ranknet(teacher, student).sum(), argnums=1)
+    plan = jax.jit(grad).lower(scores, scores).compile().memory_analysis()
+    assert plan.temp_size_in_bytes < 4 * (2 * losses.PAIRS + 12 * 64 * 4096)
+
+
+@pytest.mark.parametrize(
+    ('documents', 'scores', 'width'), [(8, 512, 8), (65, 512, 33), (4096, 2**18, 16), (100_000, 2**23, 1)]
+)
+def test_pairs_are_compared_in_even_blocks(documents, scores, width):
+    assert losses.pair_width(documents, scores=scores) == width
+
+
 def test_contrastive_is_the_mean_log_softmax_of_the_positives():
     positives = jnp.asarray([[True, False, True], [False, False, False]])
     value = losses.contrastive(positives, jnp.asarray([S, S]))
