@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dvq_jax.errors import InputError
 from dvq_jax.types import Array
 
-PAIRS = 2**22  # of documents, for all queries together, that are held at once
+PAIRS = 2**20  # of documents, for all queries together, that are held at once: what a cache has room for
 
 
 def _mask(where: Array | None, scores: Array) -> Array:
@@ -80,9 +80,10 @@ def pair_width(documents: int, *, scores: int) -> int:
       scores: of all queries.
 
     Returns:
-      At most 64, of blocks that are as even as can be; at most `PAIRS` pairs unless it is 1.
+      At most 64, of even blocks; at most `PAIRS` pairs, unless it is 1. There are two blocks at least: of one
+      XLA makes no loop, and keeps all that it holds for the gradient.
     """
-    blocks = -(-documents // max(1, min(64, PAIRS // scores)))
+    blocks = max(2, -(-documents // max(1, min(64, PAIRS // scores))))
     return -(-documents // blocks)
 
 

@@ -125,7 +125,8 @@ def test_ranknet_holds_a_bounded_number_of_pairs():
 
 
 @pytest.mark.parametrize(
-    ('documents', 'scores', 'width'), [(8, 512, 8), (65, 512, 33), (4096, 2**18, 16), (100_000, 2**23, 1)]
+    ('documents', 'scores', 'width'),
+    [(1, 64, 1), (8, 512, 4), (65, 512, 33), (4096, 2**16, 16), (100_000, 2**21, 1)],
 )
 def test_pairs_are_compared_in_even_blocks(documents, scores, width):
     assert losses.pair_width(documents, scores=scores) == width
