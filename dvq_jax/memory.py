@@ -1,19 +1,23 @@
 """How much device memory a training step takes, before it is compiled."""
 
+import dataclasses
+from collections.abc import Collection
 from typing import Literal
 
-from dvq_jax.quantizer import DISTANCES
+from dvq_jax.losses import Term, pair_width
+from dvq_jax.quantizer import block_size
 from dvq_jax.transformer import Architecture
 
 _BYTES = 4  # of a float32
 
-# Floats that a step holds at its peak beside its arguments, for each float of: the documents of a device;
-# those that its queries are scored against, as teacher and students have them; the distances of one codebook;
-# scores, and what the losses make of them; what is trained.
-_OWN, _POOLED, _DISTANCES, _SCORES, _UPDATES = 0.6, 2.75, 1.0, 4.5, 1.65
-# The same for a device's documents where the choice is relaxed, and for distances to centroids that are held
-# at once where lists are chosen in the step.
-_RELAXED, _DYNAMIC = 1.8, 1.2
+# Floats that a step holds beside its arguments, see `step_bytes`. All along, for each parameter that is
+# trained, code of a document, and pair of documents that RankNet compares:
+_UPDATED, _CODE, _PAIR = 1.1, 2.6, 2.0
+# Then, for each float of: documents while codes are chosen, and where they are copied; pooled ones;
+# distances; documents that are scored, and where queries are trained; documents whose choice is relaxed, and
+# where centroids are trained.
+_CHOSEN, _COPIED, _POOLED, _DISTANCE, _SCORED, _ASKED = 0.4, 3.3, 0.9, 3.5, 1.2, 1.3
+_RELAXED, _MOVED = 1.0, 1.9
 # Floats of each token in each layer of a text encoder, for each of: D, the inner width, heads times tokens.
 _HIDDEN, _INNER, _ATTENTION = 12.6, 3.7, 3.8
 
@@ -42,65 +46,138 @@ def encoder_floats(shape: Architecture, *, queries: int, length: int, remat: boo
     return round(tokens * (layer + shape.layers * shape.dim if remat else shape.layers * layer))
 
 
-def step_bytes(
-    *,
-    batch_size: int,
-    candidates: int,
-    dim: int,
-    lists: int,
-    codewords: int,
-    devices: int = 1,
-    in_batch: bool = True,
-    estimator: Literal['hard', 'softmax'] = 'hard',
-    dynamic: bool = False,
-    tower_parameters: int = 0,
-    tower_floats: int = 0,
-) -> int:
-    """Peak device memory of a training step, on each device.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a training step's memory depends on.
 
-    With n = B·C/devices documents brought by a device's b = B/devices queries, n' = n·devices documents that
-    each query is scored against (in-batch; else its own C, so that n' = n and b·C scores), θ = L·D + K·D +
-    tower parameters trained by Adam and a rotation of D² values, in floats:
-
-        arguments   3·θ + D² + n·D
-        in between  0.6·n·D + 2.75·n'·D + 1.0·n·K + 4.5·b·n' + 1.65·(θ + D²)
-        'softmax'   1.8·n·D
-        dynamic     1.2·min(n·L, 2²²)
-
-    The number of codebooks does not matter: nothing is of size n·M·K. The factors were fitted to what XLA's
-    CPU compiler plans for 27 shapes (B 64 to 512, C 16 to 200, D 128 to 768, M 16 to 96, K 16 and 256, L to
-    10 000, 1 to 8 devices) with the estimator 'hard' and ListNet, which lie within 10 %, and for 24 of the
-    other two, within 30 %. A GPU's compiler fuses more.
-
-    Args:
+    Attributes:
       batch_size: B, queries in a global batch.
       candidates: C, documents that each brings.
       dim: D.
       lists: L.
+      codebooks: M.
       codewords: K.
+      terms: the losses, from `losses.parse_objective`.
       devices: that share the batch.
       in_batch: whether queries are scored against each other's documents.
       estimator: see `quantizer.straight_through`.
       dynamic: whether documents are re-assigned to lists at every step.
-      tower_parameters: trained in the query tower.
+      trained: groups that the optimizer does not freeze.
+      tower_parameters: of the query tower.
       tower_floats: that a tower holds in between, `encoder_floats` of one that reads text.
+    """
+
+    batch_size: int
+    candidates: int
+    dim: int
+    lists: int
+    codebooks: int
+    codewords: int
+    terms: tuple[Term, ...]
+    devices: int = 1
+    in_batch: bool = True
+    estimator: Literal['hard', 'softmax'] = 'hard'
+    dynamic: bool = False
+    trained: Collection[str] = ('centroids', 'codebooks', 'tower')
+    tower_parameters: int = 0
+    tower_floats: int = 0
+
+    @property
+    def documents(self) -> int:
+        """n, what a device's queries bring."""
+        return self.batch_size // self.devices * self.candidates
+
+    @property
+    def pooled(self) -> int:
+        """p, what all queries bring, where they are scored against it."""
+        return self.documents * self.devices if self.in_batch else 0
+
+    @property
+    def scores(self) -> int:
+        """b·n' of a device's queries."""
+        return self.batch_size // self.devices * self.scored
+
+    @property
+    def scored(self) -> int:
+        """n', the documents that a query is scored against."""
+        return self.pooled or self.candidates
+
+
+def step_bytes(step: Step) -> int:
+    """Peak device memory of a training step, on each device.
+
+    With n = B·C/devices documents of a device's b = B/devices queries, p = n·devices documents that are
+    pooled (in-batch; else 0), n' documents that a query is scored against (p, or C), and θ of all Θ
+    parameters trained, in floats:
+
+        arguments   Θ + 2·θ + n·D
+        all along   1.1·θ + 2.6·n·M + 2·pairs
+        and the most of
+          codes     (0.4·n + 0.9·p)·D + 3.5·min(n·K, 2²²)
+          copies    (3.3·n + 0.9·p)·D + r
+          lists     3.5·min(n·L, 2²²) + r, where they are dynamic
+          scores    (1.2 + 1.3·[tower or rotation trained])·max(n, p)·D + m·b·n' + r
+
+    Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
+    RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
+
+    The factors were fitted to what XLA's CPU compiler plans for 837 shapes of 10 MiB and more (B 64 to 512,
+    C 8 to 200, D 64 to 768, M 16 to 96, K 16 and 256, L 64 to 10 000, 1 to 8 devices, every loss and some
+    sums of them): all lie within 20 %, as do 87 of 92 others drawn at random; smaller ones within 30 %.
+    A GPU's compiler fuses more.
+
+    Args:
+      step: the step.
 
     Returns:
       Bytes.
 
     Example:
-      step_bytes(batch_size=128, candidates=200, dim=768, lists=10_000, codewords=256) / 2**30
+      terms = losses.parse_objective('listnet')
+      sizes = {'batch_size': 128, 'candidates': 200, 'dim': 768, 'lists': 10_000, 'codebooks': 64}
+      step_bytes(Step(**sizes, codewords=256, terms=terms)) / 2**30
     """
-    queries = batch_size // devices
-    docs = queries * candidates
-    pooled = docs * devices if in_batch else docs
-    scores = queries * (pooled if in_batch else candidates)
-    trained = lists * dim + codewords * dim + tower_parameters
-    arguments = 3 * trained + dim**2 + docs * dim
-    between = _OWN * docs * dim + _POOLED * pooled * dim + _DISTANCES * docs * codewords
-    between += _SCORES * scores + _UPDATES * (trained + dim**2)
-    if estimator == 'softmax':
-        between += _RELAXED * docs * dim
-    if dynamic:
-        between += _DYNAMIC * min(docs * lists, DISTANCES)
-    return round(_BYTES * (arguments + between + tower_floats))
+    own, pooled = step.documents * step.dim, step.pooled * step.dim
+    parameters = {
+        'centroids': step.lists * step.dim,
+        'codebooks': step.codewords * step.dim,
+        'rotation': step.dim**2,
+        'tower': step.tower_parameters,
+    }
+    trained = {group: parameters[group] for group in step.trained if parameters[group]}
+    relaxed = (_RELAXED + _MOVED * ('centroids' in trained)) * own * (step.estimator == 'softmax')
+    asked = 'tower' in trained or 'rotation' in trained
+    peaks = (
+        _CHOSEN * own + _POOLED * pooled + _distances(step, step.codewords),
+        _COPIED * own + _POOLED * pooled + relaxed,
+        _distances(step, step.lists) * step.dynamic + relaxed,
+        (_SCORED + _ASKED * asked) * max(own, pooled) + _matrices(step) * step.scores + relaxed,
+    )
+    moments = sum(trained.values())
+    arguments = sum(parameters.values()) + 2 * moments + own
+    throughout = _UPDATED * moments + _CODE * step.documents * step.codebooks + _PAIR * _pairs(step)
+    return round(_BYTES * (arguments + throughout + max(peaks) + step.tower_floats))
+
+
+def _distances(step: Step, centers: int) -> float:
+    return _DISTANCE * block_size(step.documents, centers=centers) * centers
+
+
+def _pairs(step: Step) -> int:
+    ranked = any(term.name == 'ranknet' for term in step.terms)
+    return step.scores * pair_width(step.scored, scores=step.scores) * ranked
+
+
+def _matrices(step: Step) -> float:
+    """m, how often a step holds the scores of all its queries: 2.4 + 3.8·t, with t losses.
+
+    Where lists are dynamic XLA takes one student after the other: 2.4 + 2.3·t, with KL 1 more. The
+    contrastive loss counts 1/2; so does MSE alone, and 0 where margin-MSE is all there is beside it. RankNet
+    adds 6.
+    """
+    names = {term.name for term in step.terms}
+    count = len(names) - ('contrastive' in names) / 2
+    if names <= {'mse', 'margin_mse'}:
+        count = 1 if 'margin_mse' in names else 1 / 2
+    each, more = (2.3, 'kl' in names) if step.dynamic else (3.8, 0)
+    return 2.4 + each * count + more + 6 * ('ranknet' in names)

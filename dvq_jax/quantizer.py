@@ -19,7 +19,7 @@ from dvq_jax.codewords import pick, sums
 from dvq_jax.types import Array, Encoding, IndexParams
 
 Products = Literal['float32', 'bfloat16']
-DISTANCES = 2**22  # of vectors to all centers of a group that are held at once
+_DISTANCES = 2**22  # of vectors to all centers of a group that are held at once
 
 
 def to_bfloat16(x: Array) -> Array:
@@ -109,10 +109,15 @@ def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -
     return chosen.T[: len(vectors)], gaps.T[: len(vectors)]
 
 
+def block_size(vectors: int, *, centers: int) -> int:
+    """How many of so many vectors are compared with all centers of a group at once: few and even blocks."""
+    return -(-vectors // max(1, -(-vectors * centers // _DISTANCES)))
+
+
 def _blocks(rows: Array, centers: int) -> Array:
-    """Rows [n, S] as few and even blocks [blocks, size, S], filled up with zeros."""
-    count = max(1, -(-len(rows) * centers // DISTANCES))
-    size = -(-len(rows) // count)
+    """Rows [n, S] as blocks [blocks, size, S], filled up with zeros."""
+    size = block_size(len(rows), centers=centers)
+    count = -(-len(rows) // size)
     return jnp.pad(rows, ((0, count * size - len(rows)), (0, 0))).reshape(count, size, rows.shape[1])
 
 

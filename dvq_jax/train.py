@@ -15,7 +15,7 @@ from dvq_jax import checkpoint, evaluate, files, metrics, peers, placement, pree
 from dvq_jax.batches import training_batches
 from dvq_jax.encode import encode_corpus, prune_stores, store_of
 from dvq_jax.errors import InputError
-from dvq_jax.memory import encoder_floats, step_bytes
+from dvq_jax.memory import Step, encoder_floats, step_bytes
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_of
 from dvq_jax.start import Start, stages_of, starting_point
@@ -184,19 +184,23 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
             length=run.config.tower.transformer.max_length,
             remat=run.tower.remat,
         )
-    size = step_bytes(
+    step = Step(
         batch_size=run.config.data.batch_size,
         candidates=run.mixture.size,
         dim=run.dataset.dim,
         lists=index.lists,
+        codebooks=index.codebooks,
         codewords=index.codewords,
+        terms=run.objective.terms,
         devices=jax.device_count(),
         in_batch=run.mixture.in_batch,
         estimator=run.objective.estimator,
         dynamic=run.dynamic,
+        trained=run.trained,
         tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
         tower_floats=floats,
     )
+    size = step_bytes(step)
     where = placement.choose(run.config.data.placement, run.dataset.corpus, step_bytes=size)
     corpus = 'stays on the host' if where == 'host' else f'is {where} on the devices'
     print(
