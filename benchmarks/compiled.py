@@ -7,8 +7,10 @@ They are compiled ahead of time for v5e, 16 GiB a chip, and nothing runs. Memory
 what is in between; of a step it is held against `memory.step_bytes`.
 """
 
+import functools
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -21,11 +23,28 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import flags
 from jax.experimental import topologies
 from speed_step import plain_step
 
-from dvq_jax import cli, corpus, encode, files, host, memory, points, towers
+from dvq_jax import (
+    blocks,
+    cli,
+    corpus,
+    encode,
+    exact,
+    files,
+    host,
+    losses,
+    memory,
+    placement,
+    points,
+    routing,
+    screened,
+    teacher,
+    towers,
+)
 from dvq_jax.train_step import init_state
 from dvq_jax.types import Batch, IndexParams
 
@@ -33,10 +52,12 @@ _OUT = flags.DEFINE_string('out', 'docs/results/compiled.json', 'The numbers, JS
 _ONLY = flags.DEFINE_string('only', '', 'Functions whose names hold this.')
 
 _TOPOLOGY = 'v5e:2x2'
-_B, _C, _D, _L, _M, _K = 128, 200, 768, 10_000, 64, 256
-_QUERIES = 502_939  # that MS MARCO trains with
-_BLOCK = 8192  # documents, of passes over a corpus
-_WIDTH = 64  # queries that codes are chosen for
+# As in types.py; MS MARCO has N passages and trains with Q queries.
+_B, _C, _D, _L, _M, _K, _N, _Q = 128, 200, 768, 10_000, 64, 256, 8_841_823, 502_939
+_P = 10  # lists that routing means to be probed
+_WIDTH = 64  # queries that a document's codes are chosen for
+_TOP = 200  # documents that are mined for a query
+_SAMPLE = 8, 32, 1024  # shards, blocks and rows of what k-means learns from
 
 
 _pmap = jax.pmap
@@ -69,30 +90,85 @@ def _step(devices: int, *, estimator: str, products: str, dynamic: bool) -> tupl
     adam, step = plain_step(tower, rates, estimator=estimator, products=products, dynamic=dynamic)
     params = jax.eval_shape(lambda: towers.initial_params(tower, _D, seed=0))
     state = jax.eval_shape(lambda index, tree: init_state(index, tree, adam), _index(), params)
-    shape = {'batch_size': _B, 'candidates': _C, 'dim': _D, 'lists': _L, 'codewords': _K}
-    said = memory.step_bytes(
-        **shape, devices=devices, estimator=estimator, dynamic=dynamic, tower_parameters=_D * _D
+    shape = memory.Step(
+        batch_size=_B,
+        candidates=_C,
+        dim=_D,
+        lists=_L,
+        codebooks=_M,
+        codewords=_K,
+        terms=losses.parse_objective('listnet'),
+        devices=devices,
+        estimator=estimator,
+        dynamic=dynamic,
+        tower_parameters=_D * _D,
     )
-    return step, (state, batch), said
+    return step, (state, batch), memory.step_bytes(shape)
+
+
+def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
+    """A block of documents against a block of queries, by name, and what it takes."""
+    most = blocks.even(_Q, teacher._QUERY_BLOCK)
+    tiles = (devices, -(-most // (exact._TILE * devices)), exact._TILE)
+    for kind, k in ((jnp.bfloat16, screened._kept(_N, _TOP)), (jnp.float32, _TOP)):
+        width, group = exact._block_of(_N, k, teacher.CORPUS_BLOCK)
+        merge = functools.partial(exact._merge_tiles, group=group, total=_N)
+        merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), donate_argnums=(0, 1))
+        best = (_shape(*tiles, k), _shape(*tiles, k, kind=jnp.int32))
+        docs = _shape(devices, width, _D, kind=kind)
+        name = f'mining, {jnp.dtype(kind).name}'
+        yield name, merge, (*best, _shape(*tiles, _D, kind=kind), docs, _shape(kind=jnp.int32))
+
+
+def _routing(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
+    """What learns where queries look, by name, and what it takes."""
+    ints, centroids, depth = {'kind': jnp.int32}, _shape(devices, _L, _D), 4 * _P
+    shared = (centroids, _shape(devices, depth))
+    queries = _shape(devices, corpus.BLOCK, _D)
+    yield 'routing, probes', corpus._on_devices(routing._probed), (shared, (queries,))
+    probed = _shape(devices, _Q + 1, depth, **ints)
+    shared = (centroids, _shape(devices, _L), probed, _shape(devices, depth), _shape(devices))
+    wanted = (
+        _shape(devices, corpus.ROWS, routing._QUERIES, **ints),
+        _shape(devices, corpus.ROWS, routing._QUERIES),
+    )
+    docs = (_shape(devices, corpus.ROWS, _D, kind=jnp.float16), _shape(devices, corpus.ROWS, **ints))
+    yield 'routing, lists', corpus._on_devices(routing._cheapest), (shared, (*docs, *wanted))
+    adam = optax.adam(1e-2)
+    step = functools.partial(routing._step, optimizer=adam, temperature=1.0, tether=1.0)
+    step = jax.pmap(step, donate_argnums=(0, 1))
+    state = jax.eval_shape(jax.vmap(adam.init), centroids)
+    batch = (devices, routing._BATCH)
+    targets = (_shape(*batch, routing._DEPTH, **ints), _shape(*batch, routing._DEPTH))
+    yield (
+        'routing, step',
+        step,
+        (centroids, state, _shape(*batch, _D), targets, centroids, _shape(devices, _L)),
+    )
 
 
 def _passes(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     """What goes over a corpus or a sample, by name, and what it takes."""
     ints = {'kind': jnp.int32}
-    docs = _shape(devices, _BLOCK, _D, kind=jnp.float16)
-    lists, index, width = _shape(devices, _BLOCK, **ints), _index(devices), _D // _M
+    docs = _shape(devices, corpus.BLOCK, _D, kind=jnp.float16)
+    lists, index, width = _shape(devices, corpus.BLOCK, **ints), _index(devices), _D // _M
     yield 'assign', corpus._on_devices(corpus._assign_block), ((index,), (docs, None))
     yield 'encode', encode._compiled('encode'), (index, docs, None)
     products = _shape(devices, _M, _K, width * (width + 1) // 2)
-    table = _shape(devices, -(-(_QUERIES + 1) // 8) * 8, _D)
-    wanted = (_shape(devices, _BLOCK, _WIDTH, **ints), *[_shape(devices, _BLOCK, _WIDTH)] * 2)
+    table = _shape(devices, -(-(_Q + 1) // 8) * 8, _D)
+    wanted = (_shape(devices, corpus.BLOCK, _WIDTH, **ints), *[_shape(devices, corpus.BLOCK, _WIDTH)] * 2)
     chosen = (index, products, table, _shape(), _shape(**ints), docs, lists, wanted)
     yield 'choose codes', encode._compiled('choose'), chosen
-    sample = (devices, 8 // devices, 32, 1024)
+    shards, *rest = _SAMPLE
+    sample = (devices, shards // devices, *rest)
     spread = points.DevicePoints(_shape(*sample, _D), _shape(*sample))
     yield 'k-means iteration', points._lloyd_sums, (spread, _shape(1, _L, _D))
     yield 'PQ iteration', points._lloyd_sums, (spread, _shape(_M, _K, width))
     yield 'OPQ moment', points._moment, (spread, _shape(_M, _K, width))
+    sharded = devices > 1
+    rows = _shape(devices, -(-_N // devices) if sharded else _N, _D, kind=jnp.float16)
+    ids = _shape(devices, _B // devices, _C, **ints)
+    yield 'documents of a step', placement._fetch(sharded), (rows, ids)
 
 
 def _plan(name: str, devices: int, function: Callable, args: tuple) -> dict[str, Any]:
@@ -110,8 +186,14 @@ def _map_over(devices: int) -> None:
     chips = topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGY).devices[:devices]
     jax.pmap = lambda function, **settings: _pmap(function, **{**settings, 'devices': chips})
     importlib.reload(points)  # which maps its functions as it is imported
-    for mapped in (encode._compiled, corpus._on_devices):
+    for mapped in (encode._compiled, corpus._on_devices, placement._fetch):
         mapped.cache_clear()
+
+
+def _sizes() -> dict[str, int]:
+    """By the letters of types.py, and what else the shapes depend on."""
+    letters = {'B': _B, 'C': _C, 'D': _D, 'L': _L, 'M': _M, 'K': _K, 'N': _N, 'Q': _Q, 'P': _P}
+    return {**letters, 'mined': _TOP, 'queries of a document': _WIDTH, 'sample': math.prod(_SAMPLE)}
 
 
 def measure(only: str = '') -> list[dict[str, Any]]:
@@ -138,7 +220,8 @@ def measure(only: str = '') -> list[dict[str, Any]]:
             if only in name:
                 step, args, said = _step(devices, estimator=estimator, products=products, dynamic=dynamic)
                 rows.append({**_plan(name, devices, step, args), 'predicted': said})
-        rows += [_plan(name, devices, *given) for name, *given in _passes(devices) if only in name]
+        for parts in (_mining, _passes, _routing):
+            rows += [_plan(name, devices, *given) for name, *given in parts(devices) if only in name]
     return rows
 
 
@@ -151,10 +234,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     Returns:
       A table.
     """
-    lines = ['| function | chips | memory of each, GiB | formula, GiB |', '|---|---:|---:|---:|']
-    for row in rows:
-        said = f'{row["predicted"] / 2**30:.2f}' if 'predicted' in row else ''
-        lines.append(f'| {row["name"]} | {row["devices"]} | {row["bytes"] / 2**30:.2f} | {said} |')
+    lines = [
+        '| function | memory of one chip, GiB | formula | of each of four | formula |',
+        '|---|---:|---:|---:|---:|',
+    ]
+    for name in dict.fromkeys(row['name'] for row in rows):
+        numbers = [
+            f'{row[key] / 2**30:.2f}' if key in row else ''
+            for row in rows
+            if row['name'] == name
+            for key in ('bytes', 'predicted')
+        ]
+        lines.append(f'| {name} | {" | ".join(numbers)} |')
     return '\n'.join(lines)
 
 
@@ -165,7 +256,7 @@ def main() -> None:
         rows = measure(_ONLY.value)
     versions = {name: __import__(name).__version__ for name in ('jax', 'jaxlib')}
     with files.atomic_file(path) as aside:
-        stored = {'topology': _TOPOLOGY, 'versions': versions, 'rows': rows}
+        stored = {'topology': _TOPOLOGY, 'versions': versions, 'sizes': _sizes(), 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(table(rows))
 

@@ -75,11 +75,7 @@ def by_xla(
       search(queries [q ≤ query_block, D], progress) -> ids [q, k] int32, scores [q, k] float32, and the
       largest of the numbers over the corpus, [c]; `progress` counts scores.
     """
-    width = even(len(corpus), corpus_block)
-    # `group` documents share a maximum: Top-K over width/group maxima and over k·group members is least work
-    # where the two are equal.
-    group = 2 ** max(0, round(math.log2(width / k) / 2))
-    width = -(-width // group) * group
+    width, group = _block_of(len(corpus), k, corpus_block)
     tile = min(_TILE, query_block)
     most = -(-query_block // (tile * len(devices)))
     merge = functools.partial(_merge_tiles, group=group, total=len(corpus))
@@ -109,6 +105,16 @@ def by_xla(
         return ids, best, np.max([numbers[0] for numbers in about], axis=0)
 
     return search
+
+
+def _block_of(documents: int, k: int, largest: int) -> tuple[int, int]:
+    """How many documents are scored at once, and how many consecutive ones of these share a maximum.
+
+    Top-K over the maxima of a block and over the members of k groups is least work where both are as many.
+    """
+    width = even(documents, largest)
+    group = 2 ** max(0, round(math.log2(width / k) / 2))
+    return -(-width // group) * group, group
 
 
 def _merge_tiles(
