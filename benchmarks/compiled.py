@@ -108,7 +108,7 @@ def _step(devices: int, *, estimator: str, products: str, dynamic: bool) -> tupl
 
 def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     """A block of documents against a block of queries, by name, and what it takes."""
-    most = blocks.even(_Q, teacher._QUERY_BLOCK)
+    most = blocks.even(_Q, teacher.QUERY_BLOCK)
     tiles = (devices, -(-most // (exact._TILE * devices)), exact._TILE)
     for kind, k in ((jnp.bfloat16, screened._kept(_N, _TOP)), (jnp.float32, _TOP)):
         width, group = exact._block_of(_N, k, teacher.CORPUS_BLOCK)

@@ -83,7 +83,6 @@ _SHAPES = {
     'estimators': f"""
         softmax,{_TOP_200}
         hard dynamic,{_TOP_200}
-        softmax dynamic,{_SMALL}
         softmax dynamic,{_TOP_200}""",
     'losses': f"""
         hard ranknet,{_SMALL}
@@ -95,11 +94,9 @@ _SHAPES = {
         softmax dynamic mse+kl,512,50,64,256,16,16,1""",
     'encoders': f"""
         hard,{_SMALL},6,12,1536,32
-        hard,32,16,384,1024,16,256,1,6,12,1536,128
-        hard,128,16,768,10000,64,256,1,12,12,3072,32
-        hard,128,16,256,512,16,256,1,4,4,512,64""",
-    '4 devices': f"""
-        hard,{_SMALL}
+        hard,32,16,384,1024,16,256,1,3,12,1536,128
+        hard,128,16,768,10000,64,256,1,6,12,3072,32""",
+    '4 devices': """
         hard,256,50,128,2048,16,256,1
         hard rotation identity,256,64,768,2048,32,16,1""",
     '8 devices': """
