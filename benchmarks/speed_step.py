@@ -62,17 +62,19 @@ def plain_step(
     rates: Mapping[str, float | None],
     *,
     estimator: str,
+    loss: str = 'listnet',
     products: str = 'float32',
     dynamic: bool = False,
+    in_batch: bool = True,
 ) -> tuple[optax.GradientTransformation, Callable]:
-    """The step by ListNet over the whole batch, and its optimizer."""
+    """The optimizer, and the step with nothing else out of the ordinary."""
     objective = Objective(
-        terms=losses.parse_objective('listnet'),
+        terms=losses.parse_objective(loss),
         temperature=_TEMPERATURE,
         ivf_weight=1.0,
         pq_weight=1.0,
         scale_ivf_to_pq=False,
-        in_batch=True,
+        in_batch=in_batch,
         dynamic=dynamic,
         estimator=estimator,
         estimator_temperature=1.0,

@@ -1,117 +1,80 @@
-import os
-import subprocess
+import dataclasses
+import pathlib
 import sys
 
 import pytest
 
-_PLANNED = """
-import sys
-import jax
-import numpy as np
-from dvq_jax import losses, memory, optimizer, towers
-from dvq_jax.train_step import Objective, init_state, make_train_step
-from dvq_jax.transformer import Architecture, Transformer
-from dvq_jax.types import Batch, IndexParams
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'benchmarks'))
 
-devices = jax.local_device_count()
-for shape in sys.argv[1:]:
-    way, *sizes = shape.split(',')
-    flags = {'dynamic', 'rotation', 'identity'} & set(way.split())
-    estimator, loss = [*(word for word in way.split() if word not in flags), 'listnet'][:2]
-    terms = losses.parse_objective(loss)
-    B, C, D, L, M, K, in_batch, *encoder = map(int, sizes)
-    b, floats, tokens = B // devices, 0, None
-    tower, taken = towers.build('identity' if 'identity' in flags else 'linear'), np.zeros((1, D), np.float32)
-    if encoder:
-        layers, heads, inner, length = encoder
-        architecture = Architecture(
-            words=30_522, positions=512, types=2, dim=D, layers=layers, heads=heads, inner=inner,
-            activation='gelu', epsilon=1e-12,
-        )
-        tower = Transformer(architecture, pooling='mean', normalize=True)
-        taken = np.zeros((1, length), np.int32)
-        floats = memory.encoder_floats(architecture, queries=b, length=length)
-        tokens = np.zeros((devices, b, length), np.int32)
-    batch = Batch(
-        queries=np.ones((devices, b, D), np.float32),
-        doc_ids=np.zeros((devices, b, C), np.int32),
-        docs=np.ones((devices, b, C, D), np.float32),
-        lists=np.zeros((devices, b, C), np.int32),
-        positives=np.zeros((devices, b, 64), np.int32),
-        tokens=tokens,
-    )
-    index = IndexParams(
-        centroids=np.ones((L, D), np.float32),
-        codebooks=np.ones((M, K, D // M), np.float32),
-        rotation=np.eye(D, dtype=np.float32),
-    )
-    objective = Objective(
-        terms=terms, temperature=0.05, ivf_weight=1.0, pq_weight=1.0, scale_ivf_to_pq=False,
-        in_batch=bool(in_batch), dynamic='dynamic' in flags, estimator=estimator,
-        estimator_temperature=1.0,
-    )
-    rates = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-4}
-    rates['rotation'] = 1e-3 if 'rotation' in flags else None
-    adam = optimizer.build(rates, steps=1, schedules=dict.fromkeys(optimizer.GROUPS, 'constant'))
-    params = jax.eval_shape(lambda: tower.init(jax.random.key(0), taken).get('params', {}))
-    state = jax.eval_shape(lambda tree: init_state(index, tree, adam), params)
-    trained = [group for group, rate in rates.items() if rate]
-    step = make_train_step(tower=tower, optimizer=adam, objective=objective, trained=trained)
-    planned = step.lower(state, batch).compile().memory_analysis()
-    predicted = memory.step_bytes(memory.Step(
-        batch_size=B, candidates=C, dim=D, lists=L, codebooks=M, codewords=K, terms=terms, devices=devices,
-        in_batch=bool(in_batch), estimator=estimator, dynamic=objective.dynamic, trained=trained,
-        tower_parameters=sum(x.size for x in jax.tree.leaves(params)), tower_floats=floats,
-    ))
-    print(predicted / (planned.argument_size_in_bytes + planned.temp_size_in_bytes))
-"""
+import step_memory
+from plans import Encoder, Shape, measure
+
+_SIZES = ('batch_size', 'candidates', 'dim', 'lists', 'codebooks', 'codewords')
 
 
-# estimator, loss and more, B, C, D, L, M, K, in-batch or not; and layers, heads, inner width and tokens of an
-# encoder that is the tower.
-_SMALL, _TOP_200 = '128,16,384,1024,16,256,1', '128,200,768,10000,64,256,1'
-_SHAPES = {
-    'sizes': f"""
-        hard,{_SMALL}
-        hard,{_TOP_200}
-        hard,64,8,64,512,32,16,1
-        softmax dynamic,64,8,64,512,32,16,1
-        hard,512,32,256,4096,32,256,1
-        hard,512,200,64,1024,16,256,0
-        softmax,128,100,768,4096,32,16,0
-        hard dynamic identity,512,16,768,2048,16,16,0""",
-    'estimators': f"""
-        softmax,{_TOP_200}
-        hard dynamic,{_TOP_200}
-        softmax dynamic,{_TOP_200}""",
-    'losses': f"""
-        hard ranknet,{_SMALL}
-        hard ranknet,{_TOP_200}
-        hard listnet+ranknet,256,64,64,256,16,16,0
-        hard mse,512,50,64,256,16,16,1
-        hard listnet+contrastive,512,50,64,256,16,16,1
-        softmax dynamic margin_mse,512,50,64,256,16,16,1
-        softmax dynamic mse+kl,512,50,64,256,16,16,1""",
-    'encoders': f"""
-        hard,{_SMALL},6,12,1536,32
-        hard,32,16,384,1024,16,256,1,3,12,1536,128
-        hard,128,16,768,10000,64,256,1,6,12,3072,32""",
-    '4 devices': """
-        hard,256,50,128,2048,16,256,1
-        hard rotation identity,256,64,768,2048,32,16,1""",
-    '8 devices': """
-        softmax contrastive,512,100,768,1024,32,256,1
-        softmax dynamic,256,16,128,10000,32,256,1""",
+def of(*sizes, **ways):
+    return Shape(**dict(zip(_SIZES, sizes, strict=True)), **ways)
+
+
+SMALL, TOP_200 = of(128, 16, 384, 1024, 16, 256), of(128, 200, 768, 10_000, 64, 256)
+FEW, MANY = (256, 64, 64, 256, 16, 16), (512, 50, 64, 256, 16, 16)
+SOFTMAX, DYNAMIC = {'estimator': 'softmax'}, {'dynamic': True}
+ALL = ('centroids', 'codebooks', 'rotation', 'tower')
+SHAPES = {
+    'sizes': [
+        SMALL,
+        TOP_200,
+        of(64, 8, 64, 512, 32, 16),
+        of(64, 8, 64, 512, 32, 16, **SOFTMAX, **DYNAMIC),
+        of(512, 32, 256, 4096, 32, 256),
+        of(512, 200, 64, 1024, 16, 256, in_batch=False),
+        of(128, 100, 768, 4096, 32, 16, in_batch=False, **SOFTMAX),
+        of(512, 16, 768, 2048, 16, 16, in_batch=False, **DYNAMIC, tower='identity'),
+    ],
+    'estimators': [
+        dataclasses.replace(TOP_200, **ways) for ways in (SOFTMAX, DYNAMIC, {**SOFTMAX, **DYNAMIC})
+    ],
+    'losses': [
+        dataclasses.replace(SMALL, loss='ranknet'),
+        dataclasses.replace(TOP_200, loss='ranknet'),
+        of(*FEW, in_batch=False, loss='listnet+ranknet'),
+        of(*MANY, loss='mse'),
+        of(*MANY, loss='listnet+contrastive'),
+        of(*MANY, loss='margin_mse', **SOFTMAX, **DYNAMIC),
+        of(*MANY, loss='mse+kl', **SOFTMAX, **DYNAMIC),
+    ],
+    'encoders': [
+        dataclasses.replace(SMALL, encoder=Encoder(layers=6, heads=12, inner=1536, length=32)),
+        of(32, 16, 384, 1024, 16, 256, encoder=Encoder(layers=3, heads=12, inner=1536, length=128)),
+        of(128, 16, 768, 10_000, 64, 256, encoder=Encoder(layers=6, heads=12, inner=3072, length=32)),
+    ],
+    '4 devices': [
+        of(256, 50, 128, 2048, 16, 256, devices=4),
+        of(256, 64, 768, 2048, 32, 16, devices=4, tower='identity', trained=ALL),
+    ],
+    '8 devices': [
+        of(512, 100, 768, 1024, 32, 256, devices=8, loss='contrastive', **SOFTMAX),
+        of(256, 16, 128, 10_000, 32, 256, devices=8, **SOFTMAX, **DYNAMIC),
+    ],
 }
 
 
-@pytest.mark.parametrize('name', _SHAPES)
+@pytest.mark.parametrize('name', SHAPES)
 def test_memory_is_within_a_fifth_of_what_the_compiler_plans(name):
-    shapes = [line.strip() for line in _SHAPES[name].split('\n') if line]
-    devices = int(name.split()[0]) if 'devices' in name else 1
-    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    command = [sys.executable, '-c', _PLANNED, *shapes]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    ratios = [float(line) for line in done.stdout.split()]
-    assert len(ratios) == len(shapes)
+    rows = measure(SHAPES[name])
+    assert len(rows) == len(SHAPES[name])
+    ratios = [row['predicted'] / row['planned'] for row in rows]
     assert all(0.8 < ratio < 1.2 for ratio in ratios), ratios
+
+
+def test_steps_are_drawn_by_their_seed():
+    shapes = step_memory.draw(20, seed=1)
+    assert shapes == step_memory.draw(20, seed=1) != step_memory.draw(20, seed=2)
+    assert len({shape.loss for shape in shapes}) > 3
+
+
+def test_the_table_counts_what_is_within_a_fifth():
+    row = {'estimator': 'hard', 'dynamic': False, 'planned': 100 * 2**20}
+    rows = [{**row, 'predicted': share * 2**20} for share in (70, 90, 119, 130)]
+    rows.append({**row, 'planned': 2**20, 'predicted': 1})  # too small to count
+    assert '| hard | frozen | 4 | 2 | 0.70 | 1.30 |' in step_memory.table(rows)
