@@ -24,6 +24,7 @@ from dvq_jax import cli, data, evaluate, files, towers, train
 from dvq_jax.dataset import open_dataset
 from dvq_jax.encode import encode_corpus
 from dvq_jax.errors import InputError
+from dvq_jax.ids import open_ids
 from dvq_jax.prepare import prepare
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Document embeddings.', required=True)
@@ -44,7 +45,7 @@ def _draw(share: float, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Writes a share of the training queries, drawn by seed 0, as files that `prepare` takes."""
     files.make_folder(folder)
     queries = data.open_embeddings(_QUERIES.value)
-    ids = data.read_ids(_QUERY_IDS.value, len(queries))
+    ids = open_ids(_QUERY_IDS.value, len(queries))
     rows = np.sort(np.random.default_rng(0).permutation(len(ids))[: round(share * len(ids))])
     kept = {ids[row] for row in rows}
     judged = pathlib.Path(_QRELS.value).read_text(encoding='utf-8').splitlines()

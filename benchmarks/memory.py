@@ -2,10 +2,10 @@
 
 python benchmarks/memory.py --workdir=W --documents=5000000 --dim=384 --out=docs/results/memory.json
 
-Writes a synthetic corpus (clusters of unit-norm vectors, float16) under the workdir and runs the commands on
-it as a user would; export encodes. What counts is each process's anonymous memory at its peak: the corpus is
-memory-mapped and lies in the page cache, which gives way. Linux alone tells. A command that has run is not
-run again.
+Writes a synthetic corpus (clusters of unit-norm vectors, float16, and ids) under the workdir and runs the
+commands on it as a user would; export encodes. What counts is each process's anonymous memory at its peak:
+the corpus is memory-mapped and lies in the page cache, which gives way. Linux alone tells. A command that has
+run is not run again.
 """
 
 import json
@@ -36,6 +36,7 @@ def _commands(folder: pathlib.Path) -> dict[str, tuple[str, ...]]:
     return {
         'prepare': (
             f'--corpus={folder / "docs.npy"}',
+            f'--corpus_ids={folder / "docs.tsv"}',
             f'--queries={folder / "queries.npy"}',
             '--topk=100',
             f'--out={dataset}',
@@ -62,6 +63,8 @@ def main() -> dict[str, Any]:
     for name, rows, seed in (('docs', _DOCUMENTS.value, 0), ('queries', _QUERIES.value, 1)):
         if not (folder / f'{name}.npy').exists():
             write_vectors(folder / f'{name}.npy', rows=rows, dim=_DIM.value, seed=seed)
+    with files.atomic_file(folder / 'docs.tsv') as aside, open(aside, 'w', encoding='utf-8') as file:
+        file.writelines(f'doc{row}\n' for row in range(_DOCUMENTS.value))
     stored['corpus_gib'] = round((folder / 'docs.npy').stat().st_size / 2**30, 2)
     for command, arguments in _commands(folder).items():
         if command not in stored:

@@ -1,4 +1,4 @@
-"""What the user brings: embedding files (memory-mapped), ids, qrels; and the runs that go back."""
+"""What the user brings: embedding files (memory-mapped) and qrels; and the runs that go back."""
 
 import hashlib
 import os
@@ -137,33 +137,6 @@ def gather(corpus: np.ndarray, rows: np.ndarray, *, copy: bool = True) -> np.nda
     vectors[order] = corpus[np.maximum(flat[order], 0)]
     vectors[flat < 0] = 0
     return vectors.reshape(*rows.shape, -1)
-
-
-def read_ids(path: str | os.PathLike | None, rows: int) -> list[str]:
-    """Reads the first column of a tab-separated file, one id a row of the embeddings.
-
-    Args:
-      path: the file; None names the rows '0', '1', and so on.
-      rows: how many embeddings there are.
-
-    Returns:
-      The ids, in row order.
-
-    Raises:
-      InputError: no such file, another number of lines, an id that is empty, repeated or not one word.
-    """
-    if path is None:
-        return [str(row) for row in range(rows)]
-    ids = [line.rstrip('\r\n').partition('\t')[0] for line in _lines(path)]
-    if len(ids) != rows:
-        raise InputError(f'{path}: has {len(ids)} ids for {rows} embeddings; give one line an embedding.')
-    seen = set()
-    for number, name in enumerate(ids, start=1):
-        if name.split() != [name] or name in seen:
-            what = f'repeats the id {name!r}' if name in seen else f'has the id {name!r}'
-            raise InputError(f'{path}: line {number} {what}; ids must be unique words, as TREC files need.')
-        seen.add(name)
-    return ids
 
 
 def read_qrels(path: str | os.PathLike, query_ids: Sequence[str], doc_ids: Sequence[str]) -> list[np.ndarray]:

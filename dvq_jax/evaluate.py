@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from dvq_jax import checkpoint, metrics, search, towers
-from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_ids, read_qrels, write_run
+from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, read_demand
 from dvq_jax.encode import Audience, Encoder, collect, store_of
 from dvq_jax.errors import InputError
+from dvq_jax.ids import RowNumbers, open_ids
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
 from dvq_jax.texts import Texts
@@ -51,19 +52,6 @@ def teacher_metrics(queries: Queries) -> tuple[str, ...]:
     return tuple(f'teacher@{k}' for k in _TEACHER_DEPTHS if k <= queries.teacher.shape[1])
 
 
-class _RowNumbers(Sequence):
-    """Rows as ids, '0', '1' and so on, for queries that are not written to a run."""
-
-    def __init__(self, count: int):
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, row: int) -> str:
-        return str(row)
-
-
 def held_out_queries(dataset: Dataset, doc_ids: Sequence[str] | None = None) -> Queries:
     """The dev split of a training dataset.
 
@@ -86,7 +74,7 @@ def held_out_queries(dataset: Dataset, doc_ids: Sequence[str] | None = None) -> 
         embeddings=np.stack([example['embedding'] for example in examples]),
         positives=positives if any(map(len, positives)) else None,
         teacher=np.stack([example['topk_ids'] for example in examples])[:, :DEPTH],
-        doc_ids=_RowNumbers(len(dataset.corpus)) if doc_ids is None else doc_ids,
+        doc_ids=RowNumbers(len(dataset.corpus)) if doc_ids is None else doc_ids,
         texts=[example['text'] for example in examples] if dataset.texts else None,
     )
 
@@ -112,8 +100,8 @@ def read_queries(
     embeddings = open_embeddings(path)
     check_finite(embeddings, path)
     check_same_dim(dataset.corpus, embeddings, path)
-    ids = read_ids(query_ids, len(embeddings))
-    doc_ids = read_ids(dataset.doc_ids_path, len(dataset.corpus))
+    ids = open_ids(query_ids, len(embeddings))
+    doc_ids = open_ids(dataset.doc_ids_path, len(dataset.corpus))
     positives = read_qrels(qrels, ids, doc_ids) if qrels else None
     teacher, _ = mine(dataset.corpus, embeddings, min(DEPTH, len(dataset.corpus)))
     return Queries(

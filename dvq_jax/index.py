@@ -11,6 +11,7 @@ from dvq_jax import blocks, host
 from dvq_jax.errors import InputError
 from dvq_jax.export import beside, ids, manifest, transform
 from dvq_jax.export.manifest import Manifest
+from dvq_jax.ids import Ids
 from dvq_jax.search import check_nprobe
 
 _BLOCK = 4096  # queries that an engine with threads of its own gets at once
@@ -38,7 +39,7 @@ class Index:
         stated: Manifest,
         query_transform: transform.QueryTransform,
         engine: Callable[..., tuple[np.ndarray, np.ndarray]],
-        doc_ids: ids.Ids,
+        doc_ids: Ids,
         encoder: pathlib.Path | None,
         side_by_side: bool,
     ):
@@ -203,7 +204,7 @@ def open_index(path: str | os.PathLike) -> Index:
             folder / transform.NAME, name=stated.tower, args=stated.tower_args, dim=stated.dim
         ),
         engine=engine.open_engine(folder, stated),
-        doc_ids=ids.Ids(folder / ids.NAME, count=stated.documents),
+        doc_ids=ids.read(folder / ids.NAME, count=stated.documents),
         encoder=folder / beside.ENCODER if encoder else None,
         side_by_side=stated.engine == 'scann',
     )

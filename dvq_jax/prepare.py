@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from dvq_jax import data, dataset, files, peers, teacher
 from dvq_jax.errors import InputError
+from dvq_jax.ids import open_ids
 from dvq_jax.texts import Texts
 
 Path = str | os.PathLike
@@ -29,7 +31,7 @@ class Inputs(NamedTuple):
 
     corpus: np.ndarray
     queries: np.ndarray
-    query_ids: list[str]
+    query_ids: Sequence[str]
     positives: list[np.ndarray]
     texts: list[str] | None = None
 
@@ -73,10 +75,10 @@ def read_inputs(
     """
     docs, vectors = data.open_embeddings(corpus), data.open_embeddings(queries)
     data.check_same_dim(docs, vectors, queries)
-    names = data.read_ids(query_ids, len(vectors))
+    names = open_ids(query_ids, len(vectors))
     positives = [np.empty(0, np.int32)] * len(vectors)
     if corpus_ids or qrels:
-        doc_ids = data.read_ids(corpus_ids, len(docs))
+        doc_ids = open_ids(corpus_ids, len(docs))
         if qrels:
             positives = data.read_qrels(qrels, names, doc_ids)
     data.check_finite(vectors, queries)

@@ -127,33 +127,11 @@ def test_gather_reads_rows_and_pads_with_zeros():
     assert found.dtype == np.float32
 
 
-def test_read_ids_takes_the_first_column(tmp_path):
-    (tmp_path / 'ids.tsv').write_text('a\tx y\nb\n\u00e9\ty\tz\n', encoding='utf-8')
-    assert data.read_ids(tmp_path / 'ids.tsv', 3) == ['a', 'b', 'é']
-    assert data.read_ids(None, 3) == ['0', '1', '2']
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('a\nb\n', 'has 2 ids for 3 embeddings'),
-        ('a\nb\nc\nd\n', 'has 4 ids for 3 embeddings'),
-        ('a\nb\ta\na\tb\n', "line 3 repeats the id 'a'"),
-        ('a\n\tb\nc\n', "line 2 has the id ''"),
-        ('a\nb c\nd\n', "line 2 has the id 'b c'; ids must be unique words"),
-    ],
-)
-def test_read_ids_rejects(tmp_path, text, message):
-    (tmp_path / 'ids.tsv').write_text(text)
-    with pytest.raises(InputError, match=message):
-        data.read_ids(tmp_path / 'ids.tsv', 3)
-
-
 def test_text_files_that_cannot_be_read(tmp_path):
-    (tmp_path / 'latin.tsv').write_bytes(b'a\n\xe9\n')
-    for name in ('latin.tsv', 'none.tsv', '.'):
+    (tmp_path / 'latin.txt').write_bytes(b'\xe9 0 d 1\n')
+    for name in ('latin.txt', 'none.txt', '.'):
         with pytest.raises(InputError, match=f'{name}: cannot be read'):
-            data.read_ids(tmp_path / name, 2)
+            data.read_qrels(tmp_path / name, ['q'], ['d'])
 
 
 def test_read_qrels_keeps_positives_by_row(tmp_path):

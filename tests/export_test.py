@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import time
 
 import jax
@@ -305,11 +306,14 @@ def test_bad_arguments_leave_nothing(tmp_path):
 def test_ids_of_any_text(tmp_path):
     names = ['', 'a b', 'ü\r', '\t', 'last']
     ids.write(tmp_path / 'ids.txt', names, count=5)
-    opened = ids.Ids(tmp_path / 'ids.txt', count=5)
+    opened = ids.read(tmp_path / 'ids.txt', count=5)
     assert list(opened) == names
     assert opened.take(np.array([[4, -1], [2, 0]])).tolist() == [['last', ''], ['ü\r', '']]
     with pytest.raises(InputError, match='5 lines for 6'):
-        ids.Ids(tmp_path / 'ids.txt', count=6)
+        ids.read(tmp_path / 'ids.txt', count=6)
+    os.truncate(tmp_path / 'ids.txt', (tmp_path / 'ids.txt').stat().st_size - 1)
+    with pytest.raises(InputError, match='5 lines for 5 documents; export the index again'):
+        ids.read(tmp_path / 'ids.txt', count=5)
 
 
 def test_import_is_light():

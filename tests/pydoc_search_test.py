@@ -14,6 +14,7 @@ from dvq_jax import data, quantizer
 from dvq_jax.datasets import pydoc_search
 from dvq_jax.errors import InputError
 from dvq_jax.export import scann
+from dvq_jax.ids import open_ids
 from dvq_jax.types import IndexParams
 
 MODULE = '''
@@ -167,7 +168,7 @@ def written(tmp_path_factory):
     code, stdout, stderr = run('pydoc_search', f'--out={folder / "data"}', '--dim=32', *roots)
     assert code == 0, stderr
     docs = np.load(folder / 'data' / 'docs.npy')
-    ids = data.read_ids(folder / 'data' / 'docs.tsv', len(docs))
+    ids = open_ids(folder / 'data' / 'docs.tsv', len(docs))
     rng = np.random.default_rng(0)
     params = IndexParams(
         centroids=jnp.asarray(docs[rng.choice(len(docs), 4, replace=False)]),
@@ -187,11 +188,11 @@ def test_what_the_command_writes(written):
     docs = np.load(folder / 'data' / 'docs.npy')
     assert docs.shape == (len(functions), 32) == (result['docs'], result['dim']) and docs.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(docs, axis=1), 1.0, atol=1e-5)
-    ids = data.read_ids(folder / 'data' / 'docs.tsv', len(docs))
+    ids = open_ids(folder / 'data' / 'docs.tsv', len(docs))
     assert ids == [function.name for function in functions]
     for split, queries in zip(('train', 'dev'), pydoc_search.split_queries(functions), strict=True):
         vectors = np.load(folder / 'data' / f'{split}_queries.npy')
-        query_ids = data.read_ids(folder / 'data' / f'{split}_queries.tsv', len(vectors))
+        query_ids = open_ids(folder / 'data' / f'{split}_queries.tsv', len(vectors))
         assert query_ids == [query.id for query in queries]
         assert len(queries) == result[f'{split}_queries']
         qrels = data.read_qrels(folder / 'data' / f'{split}_qrels.txt', query_ids, ids)
@@ -201,8 +202,8 @@ def test_what_the_command_writes(written):
 def test_dense_metrics_are_those_of_exact_search(written):
     folder, result = written
     docs, queries = (np.load(folder / 'data' / f'{name}.npy') for name in ('docs', 'dev_queries'))
-    ids = data.read_ids(folder / 'data' / 'docs.tsv', len(docs))
-    query_ids = data.read_ids(folder / 'data' / 'dev_queries.tsv', len(queries))
+    ids = open_ids(folder / 'data' / 'docs.tsv', len(docs))
+    query_ids = open_ids(folder / 'data' / 'dev_queries.tsv', len(queries))
     qrels = data.read_qrels(folder / 'data' / 'dev_qrels.txt', query_ids, ids)
     ranks, recalls = [], []
     for query, rows in zip(queries, qrels, strict=True):

@@ -10,6 +10,7 @@ from absl import flags
 
 from dvq_jax import data, files
 from dvq_jax.cli import run
+from dvq_jax.ids import open_ids
 
 _INDEX = flags.DEFINE_string('index', None, 'The index: a folder that export wrote for ScaNN.', required=True)
 _CORPUS = flags.DEFINE_string(
@@ -32,7 +33,7 @@ def main() -> dict:
         out,
         index=_INDEX.value,
         corpus=corpus,
-        doc_ids=data.read_ids(_CORPUS_IDS.value, len(corpus)) if _CORPUS_IDS.value else None,
+        doc_ids=open_ids(_CORPUS_IDS.value, len(corpus)) if _CORPUS_IDS.value else None,
         source=_CORPUS.value,
     )
     if done.clipped:

@@ -9,9 +9,9 @@ import pathlib
 from absl import flags
 
 from dvq_jax import checkpoint, cli, evaluate, files, towers
-from dvq_jax.data import read_ids
 from dvq_jax.dataset import Dataset
 from dvq_jax.errors import InputError
+from dvq_jax.ids import open_ids
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_string('step', 'latest', "'latest', 'best' or a number.")
@@ -38,7 +38,7 @@ def _nprobe() -> list[int]:
 
 def _queries(dataset: Dataset, tower: towers.Tower) -> evaluate.Queries:
     if _QUERIES.value is None:
-        return evaluate.held_out_queries(dataset, read_ids(dataset.doc_ids_path, len(dataset.corpus)))
+        return evaluate.held_out_queries(dataset, open_ids(dataset.doc_ids_path, len(dataset.corpus)))
     return evaluate.read_queries(
         _QUERIES.value,
         query_ids=_QUERY_IDS.value,

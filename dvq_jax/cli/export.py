@@ -11,10 +11,11 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
-from dvq_jax import data, evaluate, files, towers
+from dvq_jax import evaluate, files, towers
 from dvq_jax.cli import encoders, run
 from dvq_jax.errors import InputError
 from dvq_jax.export.manifest import Manifest
+from dvq_jax.ids import open_ids
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that train wrote.', required=True)
 _STEP = flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
@@ -63,12 +64,13 @@ def main() -> dict:
         from dvq_jax import embed
 
         embed.compare(encoder, source.dev)
+    doc_ids = open_ids(source.doc_ids_path, len(source.corpus))
     write = _writer(corpus=source.corpus, codewords=trained.params.codebooks.shape[1])
     written = write(
         out,
         params=trained.params,
         encoding=evaluate.encode_trained(trained, source),
-        doc_ids=data.read_ids(source.doc_ids_path, len(source.corpus)),
+        doc_ids=doc_ids,
         tower=tower,
         encoder=encoder,
         step=trained.step,

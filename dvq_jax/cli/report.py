@@ -11,8 +11,8 @@ from absl import flags
 
 from dvq_jax import evaluate, report
 from dvq_jax.cli import run
-from dvq_jax.data import read_ids
 from dvq_jax.errors import InputError
+from dvq_jax.ids import open_ids
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that train wrote.', required=True)
 _STEP = flags.DEFINE_string('step', 'best', "Which checkpoint: 'latest', 'best' or a step.")
@@ -49,7 +49,7 @@ def main() -> dict:
     nprobe = _nprobe(len(trained.params.centroids))
     if _QUERIES.value is None:
         source = "the dataset's dev split, which chooses the best step"
-        queries = evaluate.held_out_queries(dataset, read_ids(dataset.doc_ids_path, len(dataset.corpus)))
+        queries = evaluate.held_out_queries(dataset, open_ids(dataset.doc_ids_path, len(dataset.corpus)))
     else:
         source, ids, qrels = _QUERIES.value, _QUERY_IDS.value, _QRELS.value
         queries = evaluate.read_queries(source, query_ids=ids, qrels=qrels, dataset=dataset)

@@ -16,6 +16,7 @@ from dvq_jax import data, files, metrics, towers
 from dvq_jax.cli import run
 from dvq_jax.errors import InputError
 from dvq_jax.export import beside
+from dvq_jax.ids import open_ids
 from dvq_jax.index import Index, open_index
 from dvq_jax.texts import Texts
 
@@ -48,10 +49,9 @@ def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
                 flush=True,
             )
         queries = data.open_embeddings(_QUERIES.value)
-        return queries, data.read_ids(_QUERY_IDS.value, len(queries))
+        return queries, open_ids(_QUERY_IDS.value, len(queries))
     texts = Texts(_TEXT.value)
-    ids = data.read_ids(_TEXT.value, len(texts))
-    return index.embed(texts.all()), ids
+    return index.embed(texts.all()), open_ids(_TEXT.value, len(texts))
 
 
 def main() -> dict:

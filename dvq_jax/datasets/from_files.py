@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from dvq_jax import data, files
 from dvq_jax.datasets.collection import DOCUMENTS, Collection, Record
 from dvq_jax.errors import InputError
+from dvq_jax.ids import open_ids
 from dvq_jax.texts import Texts
 
 Path = str | os.PathLike
@@ -65,7 +66,7 @@ class FromFiles(Collection):
                 'the same splits, or no embeddings.'
             )
         self._texts = {split: Texts(path) for split, path in texts.items()}
-        self._ids = {split: data.read_ids(texts[split], len(read)) for split, read in self._texts.items()}
+        self._ids = {split: open_ids(texts[split], len(read)) for split, read in self._texts.items()}
         self._relevant = {
             split: data.read_qrels(path, self._ids[split], self._ids[DOCUMENTS])
             for split, path in self._qrels.items()

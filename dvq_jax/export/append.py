@@ -163,7 +163,7 @@ def _check_ids(old: _Old, doc_ids: Sequence[str], source: str) -> None:
         name = next(name for row, name in enumerate(doc_ids) if rows[name] != row)
         raise InputError(f'{source}: the id {name!r} stands twice; give each document an id of its own.')
     path = old.folder / ids.NAME
-    for line, name in enumerate(ids.Ids(path, count=old.stated.documents), start=1):
+    for line, name in enumerate(ids.read(path, count=old.stated.documents), start=1):
         if name in rows:
             raise InputError(
                 f'{source}: row {rows[name]} (from 0) has the id {name!r}, which line {line} of {path} has '
@@ -222,7 +222,7 @@ def _write_beside(folder: pathlib.Path, old: _Old, doc_ids: Sequence[str]) -> Ma
     ids.write(folder / ids.NAME, doc_ids, count=len(doc_ids), after=path)
     if scann.DOCIDS in stated.files:
         # The old pickle is never read, whoever wrote it.
-        scann.write_docids(folder, [*ids.Ids(path, count=stated.documents), *doc_ids])
+        scann.write_docids(folder, [*ids.read(path, count=stated.documents), *doc_ids])
     fields = {field.name: getattr(stated, field.name) for field in dataclasses.fields(stated)}
     del fields['files'], fields['packages']
     fields['documents'] += len(doc_ids)
