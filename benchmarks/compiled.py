@@ -24,9 +24,9 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
 import jax
 import jax.numpy as jnp
 import optax
+import plans
 from absl import flags
 from jax.experimental import topologies
-from speed_step import plain_step
 
 from dvq_jax import (
     blocks,
@@ -36,17 +36,14 @@ from dvq_jax import (
     exact,
     files,
     host,
-    losses,
-    memory,
     placement,
     points,
     routing,
     screened,
+    stream,
     teacher,
-    towers,
 )
-from dvq_jax.train_step import init_state
-from dvq_jax.types import Batch, IndexParams
+from dvq_jax.types import IndexParams
 
 _OUT = flags.DEFINE_string('out', 'docs/results/compiled.json', 'The numbers, JSON.')
 _ONLY = flags.DEFINE_string('only', '', 'Functions whose names hold this.')
@@ -57,6 +54,7 @@ _B, _C, _D, _L, _M, _K, _N, _Q = 128, 200, 768, 10_000, 64, 256, 8_841_823, 502_
 _P = 10  # lists that routing means to be probed
 _WIDTH = 64  # queries that a document's codes are chosen for
 _TOP = 200  # documents that are mined for a query
+_KEPT = 32  # blocks of documents that a chip keeps, of mining
 _SAMPLE = 8, 32, 1024  # shards, blocks and rows of what k-means learns from
 
 
@@ -75,49 +73,38 @@ def _index(*devices: int) -> IndexParams:
     )
 
 
-def _step(devices: int, *, estimator: str, products: str, dynamic: bool) -> tuple[Callable, tuple, int]:
-    """The training step, what it takes, and the memory that the formula says."""
-    b, ints = _B // devices, {'kind': jnp.int32}
-    batch = Batch(
-        queries=_shape(devices, b, _D),
-        doc_ids=_shape(devices, b, _C, **ints),
-        docs=_shape(devices, b, _C, _D),
-        lists=_shape(devices, b, _C, **ints),
-        positives=_shape(devices, b, 1, **ints),
-    )
-    rates = {'centroids': 1e-2, 'codebooks': 1e-2, 'rotation': None, 'tower': 1e-4}
-    tower = towers.build('linear')
-    adam, step = plain_step(tower, rates, estimator=estimator, products=products, dynamic=dynamic)
-    params = jax.eval_shape(lambda: towers.initial_params(tower, _D, seed=0))
-    state = jax.eval_shape(lambda index, tree: init_state(index, tree, adam), _index(), params)
-    shape = memory.Step(
-        batch_size=_B,
-        candidates=_C,
-        dim=_D,
-        lists=_L,
-        codebooks=_M,
-        codewords=_K,
-        terms=losses.parse_objective('listnet'),
-        devices=devices,
-        estimator=estimator,
-        dynamic=dynamic,
-        tower_parameters=_D * _D,
-    )
-    return step, (state, batch), memory.step_bytes(shape)
+def _steps(devices: int) -> Iterator[tuple[str, Callable, tuple, int]]:
+    """The training steps, by name, what each takes, and the memory that the formula says."""
+    sizes = {'batch_size': _B, 'candidates': _C, 'dim': _D, 'lists': _L, 'codebooks': _M, 'codewords': _K}
+    for estimator, products, dynamic in (
+        ('hard', 'float32', False),
+        ('hard', 'bfloat16', False),
+        ('hard', 'float32', True),
+        ('softmax', 'float32', False),
+        ('softmax', 'float32', True),
+    ):
+        ways = {'estimator': estimator, 'products': products, 'dynamic': dynamic}
+        name = f'step, {estimator}, {products}{", dynamic" if dynamic else ""}'
+        yield name, *plans.build(plans.Shape(**sizes, **ways, devices=devices))
 
 
 def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     """A block of documents against a block of queries, by name, and what it takes."""
     most = blocks.even(_Q, teacher.QUERY_BLOCK)
     tiles = (devices, -(-most // (exact._TILE * devices)), exact._TILE)
+    width = stream.width_of(_N, teacher.CORPUS_BLOCK)
     for kind, k in ((jnp.bfloat16, screened._kept(_N, _TOP)), (jnp.float32, _TOP)):
-        width, group = exact._block_of(_N, k, teacher.CORPUS_BLOCK)
-        merge = functools.partial(exact._merge_tiles, group=group, total=_N)
+        merge = functools.partial(exact._merge_tiles, group=exact._group(width, k), total=_N)
         merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), donate_argnums=(0, 1))
         best = (_shape(*tiles, k), _shape(*tiles, k, kind=jnp.int32))
         docs = _shape(devices, width, _D, kind=kind)
         name = f'mining, {jnp.dtype(kind).name}'
         yield name, merge, (*best, _shape(*tiles, _D, kind=kind), docs, _shape(kind=jnp.int32))
+    corpus = _shape(devices, _KEPT * width, _D, kind=jnp.float16)
+    queries = (devices, tiles[1] * exact._TILE // screened._RANKED, screened._RANKED)
+    rows = _shape(*queries, screened._kept(_N, _TOP), kind=jnp.int32)
+    ranked = jax.pmap(functools.partial(screened._ranked, k=_TOP))
+    yield 'mining, ranking', ranked, (corpus, rows, _shape(*queries, _D))
 
 
 def _routing(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
@@ -171,12 +158,13 @@ def _passes(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     yield 'documents of a step', placement._fetch(sharded), (rows, ids)
 
 
-def _plan(name: str, devices: int, function: Callable, args: tuple) -> dict[str, Any]:
+def _plan(
+    name: str, devices: int, function: Callable, args: tuple, predicted: int | None = None
+) -> dict[str, Any]:
     begin = time.perf_counter()
-    found = function.lower(*args).compile().memory_analysis()
-    size = found.argument_size_in_bytes + found.output_size_in_bytes
-    size += found.temp_size_in_bytes - found.alias_size_in_bytes
+    size = plans.planned(function, args)
     row = {'name': name, 'devices': devices, 'bytes': size, 'seconds': round(time.perf_counter() - begin, 1)}
+    row |= {} if predicted is None else {'predicted': predicted}
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -209,18 +197,7 @@ def measure(only: str = '') -> list[dict[str, Any]]:
     rows = []
     for devices in (1, 4):
         _map_over(devices)
-        for estimator, products, dynamic in (
-            ('hard', 'float32', False),
-            ('hard', 'bfloat16', False),
-            ('hard', 'float32', True),
-            ('softmax', 'float32', False),
-            ('softmax', 'float32', True),
-        ):
-            name = f'step, {estimator}, {products}{", dynamic" if dynamic else ""}'
-            if only in name:
-                step, args, said = _step(devices, estimator=estimator, products=products, dynamic=dynamic)
-                rows.append({**_plan(name, devices, step, args), 'predicted': said})
-        for parts in (_mining, _passes, _routing):
+        for parts in (_steps, _mining, _passes, _routing):
             rows += [_plan(name, devices, *given) for name, *given in parts(devices) if only in name]
     return rows
 

@@ -15,6 +15,7 @@ import numpy as np
 from dvq_jax import host
 from dvq_jax.blocks import cut, even
 from dvq_jax.progress import Progress
+from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
 Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
@@ -28,20 +29,17 @@ _RESERVE = 3  # candidates that a query collects before they are cut to K, in K
 _NOTHING = np.iinfo(np.int64).min
 
 
-def on_devices(
-    corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
-) -> Search:
+def on_devices(stream: Stream, k: int, *, query_block: int) -> Search:
     """Search by XLA, in float32.
 
     Args:
-      corpus, k, devices, query_block, corpus_block: as `by_xla` takes them.
+      stream, k, query_block: as `by_xla` takes them.
 
     Returns:
       search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
       `progress` counts scores.
     """
-    sizes = {'query_block': query_block, 'corpus_block': corpus_block}
-    search = by_xla(corpus, k, operands=_widened, devices=devices, **sizes)
+    search = by_xla(stream, k, operands=_widened, query_block=query_block)
     return lambda queries, progress: search(queries, progress)[:2]
 
 
@@ -50,37 +48,29 @@ def _widened(docs: Array) -> tuple[Array, Array]:
 
 
 def by_xla(
-    corpus: np.ndarray,
-    k: int,
-    *,
-    operands: Callable[[Array], tuple[Array, Array]],
-    devices: Sequence[jax.Device],
-    query_block: int,
-    corpus_block: int,
+    stream: Stream, k: int, *, operands: Callable[[Array], tuple[Array, Array]], query_block: int
 ) -> Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Search by products of what is made of the documents; tiles of queries keep a running Top-K.
 
     The shapes of the products do not depend on the number of devices, and so neither do the results.
 
     Args:
-      corpus: [N, D] float16 or float32, usually memory-mapped.
+      stream: the corpus, on devices each of which takes a share of the queries.
       k: how many documents a query gets, at most N.
       operands: documents [n, D] -> what queries are multiplied with, [n, D] of their dtype, and some numbers
         [c] float32 about these documents.
-      devices: what to compute on; each takes a share of the queries.
       query_block: the most queries that a search is given.
-      corpus_block: at most so many documents are scored at once.
 
     Returns:
       search(queries [q ≤ query_block, D], progress) -> ids [q, k] int32, scores [q, k] float32, and the
       largest of the numbers over the corpus, [c]; `progress` counts scores.
     """
-    width, group = _block_of(len(corpus), k, corpus_block)
+    devices, total = stream.devices, len(stream.corpus)
     tile = min(_TILE, query_block)
     most = -(-query_block // (tile * len(devices)))
-    merge = functools.partial(_merge_tiles, group=group, total=len(corpus))
+    merge = functools.partial(_merge_tiles, group=_group(stream.width, k), total=total)
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
-    load = jax.pmap(lambda _, docs: operands(docs), in_axes=(0, None), devices=devices)
+    prepare = jax.pmap(operands, devices=devices)
     put = jax.pmap(lambda x: x, devices=devices)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,15 +81,13 @@ def by_xla(
         padded = put(padded.reshape(*shape, -1))
         best, ids = np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)
         about, scored = [], 0
-        for start in range(0, len(corpus), width):
-            docs = corpus[start : start + width]
-            count = len(docs)
-            docs, numbers = load(np.arange(len(devices)), np.pad(docs, ((0, width - count), (0, 0)), 'edge'))
+        for start, docs in stream:
+            docs, numbers = prepare(docs)
             jax.block_until_ready(best)  # only now: the read above overlapped the block before
             progress.add(scored)
             best, ids = merge(best, ids, padded, docs, start)
             about.append(numbers)
-            scored = len(queries) * count
+            scored = len(queries) * min(stream.width, total - start)
         ids, best = (np.asarray(x).reshape(-1, k)[: len(queries)] for x in (ids, best))
         progress.add(scored)
         return ids, best, np.max([numbers[0] for numbers in about], axis=0)
@@ -107,14 +95,12 @@ def by_xla(
     return search
 
 
-def _block_of(documents: int, k: int, largest: int) -> tuple[int, int]:
-    """How many documents are scored at once, and how many consecutive ones of these share a maximum.
+def _group(width: int, k: int) -> int:
+    """How many consecutive documents of so many share a maximum, a power of two.
 
-    Top-K over the maxima of a block and over the members of k groups is least work where both are as many.
+    Top-K over the maxima and over the members of k groups is least work where both are as many.
     """
-    width = even(documents, largest)
-    group = 2 ** max(0, round(math.log2(width / k) / 2))
-    return -(-width // group) * group, group
+    return 2 ** max(0, round(math.log2(width / k) / 2))
 
 
 def _merge_tiles(

@@ -21,11 +21,11 @@ import numpy as np
 from dvq_jax.corpus import BLOCK
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
+from dvq_jax.stream import room
 from dvq_jax.types import Array, Batch
 
 _AXIS = 'data'
 PLACEMENTS = ('auto', 'host', 'replicated', 'sharded')
-_SHARE = 0.5  # of a device's memory that a corpus may take, beside the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,10 @@ def choose(placement: str, corpus: np.ndarray, *, step_bytes: int) -> str:
     """
     if placement != 'auto':
         return placement
-    limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in jax.local_devices()]
-    room = _SHARE * (min(limits) - step_bytes)
+    left = room(jax.local_devices(), beside=step_bytes)
     size = 2 * corpus.shape[0] * corpus.shape[1]
     for name, devices in (('replicated', 1), ('sharded', jax.device_count())):
-        if size / devices <= room:
+        if size / devices <= left:
             return name
     return 'host'
 

@@ -13,7 +13,7 @@ same way; it grows with the largest norm. Exact is, as anywhere, up to the round
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from dvq_jax.blocks import cut
 from dvq_jax.host_centers import SUM
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import to_bfloat16
+from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
 # Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most.
@@ -35,7 +36,7 @@ _SAMPLE = 4096  # documents whose mean is taken
 _MORE = 32  # documents that are kept beyond K, at least; else half of K
 _SCORES = 2**23  # that are computed at once: the last cache should hold them
 _WIDEST = 4096  # documents of them
-_RANKED = 64  # queries whose documents a thread ranks in one go
+_RANKED = 64  # queries whose documents a thread, or a device, ranks in one go
 
 
 def pays(documents: int, queries: int, k: int) -> bool:
@@ -44,29 +45,37 @@ def pays(documents: int, queries: int, k: int) -> bool:
     return units and documents * queries >= _FEWEST and documents >= _OF * k
 
 
-def on_devices(
-    corpus: np.ndarray, k: int, *, devices: Sequence[jax.Device], query_block: int, corpus_block: int
-) -> exact.Search:
+def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
     """Search by a screen on devices, and by `exact.on_devices` where that leaves the answer open.
 
     Args:
-      corpus, k, devices, query_block, corpus_block: as `exact.by_xla` takes them.
+      stream, k, query_block: as `exact.by_xla` takes them.
 
     Returns:
       As `exact.on_devices`.
     """
-    corpus = np.asarray(corpus)  # a memory map's own class is slow to index
-    middle, sizes = _mean(corpus), {'query_block': query_block, 'corpus_block': corpus_block}
+    corpus, middle = stream.corpus, _mean(stream.corpus)
     operands = functools.partial(_rounded, middle=middle)
-    search = exact.by_xla(corpus, _kept(len(corpus), k), operands=operands, devices=devices, **sizes)
+    search = exact.by_xla(stream, _kept(len(corpus), k), operands=operands, query_block=query_block)
+    ranked = jax.pmap(functools.partial(_ranked, k=k), devices=stream.devices)
 
     def screen(queries: np.ndarray, progress: Progress) -> Screened:
         coarse = queries.astype(jnp.bfloat16)
         ids, products, reach = search(coarse, progress)
         return ids, products, _error(queries, coarse, reach, middle)
 
-    plain = exact.on_devices(corpus, k, devices=devices, **sizes)
-    return _search(corpus, k, screen=screen, plain=plain, middle=middle, corpus_block=corpus_block)
+    def rank(queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if stream.kept is None:
+            return _rank(corpus, queries, ids, wanted, k, stream.width)
+        tiles = -(-len(queries) // (_RANKED * len(stream.devices)))
+        padding = [(0, _RANKED * len(stream.devices) * tiles - len(queries)), (0, 0)]
+        shape = (len(stream.devices), tiles, _RANKED, -1)
+        ids, queries = (np.pad(x, padding).reshape(shape) for x in (ids, queries))
+        found = ranked(stream.kept, ids, queries)
+        return tuple(np.array(x).reshape(-1, k)[: len(wanted)] for x in found)  # to be written to
+
+    plain = exact.on_devices(stream, k, query_block=query_block)
+    return _search(corpus, k, screen=screen, rank=rank, plain=plain, middle=middle)
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
@@ -86,7 +95,10 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     def screen(queries: np.ndarray, progress: Progress) -> Screened:
         return _screen_on_host(corpus, queries, middle, _kept(len(corpus), k), progress)
 
-    return _search(corpus, k, screen=screen, plain=plain, middle=middle, corpus_block=corpus_block)
+    def rank(queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _rank(corpus, queries, ids, wanted, k, corpus_block)
+
+    return _search(corpus, k, screen=screen, rank=rank, plain=plain, middle=middle)
 
 
 def _kept(count: int, k: int) -> int:
@@ -99,11 +111,11 @@ def _search(
     k: int,
     *,
     screen: Callable[[np.ndarray, Progress], Screened],
+    rank: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     plain: exact.Search,
     middle: np.ndarray,
-    corpus_block: int,
 ) -> exact.Search:
-    """Search by a screen, and by a plain search where that leaves the answer open."""
+    """Search by a screen, whose rows are ranked, and by a plain search where that leaves the answer open."""
     hopeless = False
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +126,7 @@ def _search(
         close, dropped = rounded >= (rounded[:, k - 1] - 2 * error)[:, None], rounded[:, -1]
         if ids.shape[1] == len(corpus):
             close[:], dropped = True, np.float32(-np.inf)
-        ids, scores = _rank(corpus, queries, ids, close, k, corpus_block)
+        ids, scores = rank(queries, ids, close)
         rest = np.flatnonzero(scores[:, -1] - queries @ middle <= dropped + error)
         if len(rest):
             hopeless = len(rest) > len(queries) // 2
@@ -206,3 +218,16 @@ def _rank(
         host.each(score, cut(len(queries), _RANKED))
     keys = np.sort(exact.order_keys(scores, ids), axis=1)[:, : -k - 1 : -1]
     return exact.rows_of(keys), exact.scores_of(keys)
+
+
+def _ranked(corpus: Array, ids: Array, queries: Array, *, k: int) -> tuple[Array, Array]:
+    """As `_rank`, on a device that has the corpus [n, D]; rows and queries are [tiles, q, ...]."""
+    ids = jnp.sort(ids, axis=-1)  # top_k prefers earlier positions: ties go to the lowest row
+
+    def score(part: tuple[Array, Array]) -> Array:
+        rows, queries = part
+        # Not a product of matrices, which would round, and of which equal rows need not tie.
+        return jnp.sum(corpus[rows].astype(jnp.float32) * queries[:, None], axis=-1)
+
+    scores, places = jax.lax.top_k(jax.lax.map(score, (ids, queries)), k)
+    return jnp.take_along_axis(ids, places, axis=-1), scores

@@ -16,6 +16,7 @@ from dvq_jax import blocks, exact, files, host, screened
 from dvq_jax.data import fingerprint
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
+from dvq_jax.stream import Stream
 
 QUERY_BLOCK = 8192
 CORPUS_BLOCK = 131_072
@@ -83,8 +84,8 @@ class Mining:
             devices = jax.local_devices()
         if devices is None:
             return way.on_host(self._corpus, self._k, corpus_block=self._corpus_block)
-        sizes = {'query_block': self._query_block, 'corpus_block': self._corpus_block}
-        return way.on_devices(self._corpus, self._k, devices=devices, **sizes)
+        stream = Stream(self._corpus, devices, largest=self._corpus_block)
+        return way.on_devices(stream, self._k, query_block=self._query_block)
 
 
 def mine(
@@ -110,9 +111,9 @@ def mine(
         host's cores, by BLAS. Either way bfloat16 chooses and float32 ranks where that is faster
         (`screened`).
       query_block: at most so many queries are finished, and stored, together; each such block reads the
-        corpus once, and where bfloat16 chooses once more for float32.
+        corpus once, and where bfloat16 chooses once more for float32, unless devices keep it (`stream`).
       corpus_block: at most so many documents are scored at once on a device, which holds
-        [1024, corpus_block] scores and [corpus_block, D] documents, twice.
+        [1024, corpus_block] scores and a few times [corpus_block, D] documents.
 
     Returns:
       ids [Q, k] int32, rows of the corpus, and scores [Q, k] float32.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvq_jax import placement
+from dvq_jax import placement, stream
 from dvq_jax.data import gather
 from dvq_jax.prepare import prepare
 from dvq_jax.types import Batch
@@ -63,6 +63,7 @@ def test_auto_goes_by_size(limit, expected, monkeypatch):
     monkeypatch.setattr(jax, 'device_count', lambda: 4)
     assert placement.choose('auto', make_corpus(), step_bytes=1000) == expected
     assert placement.choose('sharded', make_corpus(), step_bytes=1000) == 'sharded'
+    assert stream.room(jax.local_devices()) == (limit or 0) / 2
 
 
 def test_the_host_holds_its_own():

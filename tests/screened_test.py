@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import exact, host, screened
+from dvq_jax import exact, host, screened, stream
 from dvq_jax.progress import Progress
 
 
@@ -51,17 +51,20 @@ def test_the_bound_is_reached_by_what_lies_along_the_rounding(worst):
     assert 0.95 * error[0] < off <= error[0]
 
 
-@pytest.fixture(params=['host', 'devices'])
-def on(request):
-    """Two ways to search: (`screened` or `exact`, corpus, k, corpus_block) -> the search."""
+@pytest.fixture(params=['host', 'devices', 'devices that keep the corpus'])
+def on(request, monkeypatch):
+    """Ways to search: (`screened` or `exact`, corpus, k, corpus_block) -> the search."""
 
     def on_host(way, corpus, k, corpus_block):
         return way.on_host(corpus, k, corpus_block=corpus_block)
 
     def on_devices(way, corpus, k, corpus_block):
-        sizes = {'query_block': 300, 'corpus_block': corpus_block}
-        return way.on_devices(corpus, k, devices=jax.local_devices(), **sizes)
+        return way.on_devices(
+            stream.Stream(corpus, jax.local_devices(), largest=corpus_block), k, query_block=300
+        )
 
+    if request.param.endswith('corpus'):
+        monkeypatch.setattr(stream, 'room', lambda devices: float('inf'))
     return on_host if request.param == 'host' else on_devices
 
 
@@ -121,6 +124,7 @@ def test_does_without_the_screen_where_it_leaves_most_queries_open(on, monkeypat
     for found, wanted in zip(search(queries, silent()), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
     monkeypatch.setattr(screened, '_rank', lambda *_: pytest.fail('the screen was hopeless'))
+    monkeypatch.setattr(screened, '_error', lambda *_: pytest.fail('the screen was hopeless'))
     np.testing.assert_array_equal(search(queries, silent())[0], expected[0])
 
 
@@ -142,6 +146,6 @@ def test_pays_where_there_are_matrix_units(monkeypatch):
 def test_devices_tell_the_largest_numbers_about_all_documents_and_nothing_else():
     corpus = -1 - np.random.default_rng(0).random((310, 4), np.float32)
     corpus[3] = -0.5
-    sizes = {'devices': jax.local_devices(), 'query_block': 10, 'corpus_block': 100}
-    search = exact.by_xla(corpus, 50, operands=lambda docs: (docs, jnp.max(docs, axis=0)), **sizes)
+    some = stream.Stream(corpus, jax.local_devices(), largest=100)
+    search = exact.by_xla(some, 50, operands=lambda docs: (docs, jnp.max(docs, axis=0)), query_block=10)
     np.testing.assert_array_equal(search(vectors(1, 10, dim=4), silent())[2], np.max(corpus, axis=0))

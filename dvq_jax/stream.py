@@ -1,0 +1,107 @@
+"""A corpus as devices read it, a block after the other, many times over."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvq_jax.blocks import even
+from dvq_jax.types import Array
+
+_SHARE = 0.5  # of a device's memory that a corpus may take
+
+
+def room(devices: Sequence[jax.Device], *, beside: int = 0) -> float:
+    """What a corpus may take of each device's memory: half of what is left beside other things.
+
+    Args:
+      devices: that hold it.
+      beside: bytes of the other things.
+
+    Returns:
+      Bytes; none where a device does not say how much it has, as CPUs.
+    """
+    limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in devices]
+    return _SHARE * (min(limits) - beside)
+
+
+def width_of(documents: int, largest: int) -> int:
+    """How many documents a block has: few and even blocks, rounded up to what groups can be cut of.
+
+    Args:
+      documents: N.
+      largest: the most, before it is rounded up.
+
+    Returns:
+      A multiple of the power of two that is its square root or just above.
+    """
+    width = even(documents, largest)
+    multiple = 1 << math.ceil(math.log2(width) / 2)
+    return -(-width // multiple) * multiple
+
+
+class Stream:
+    """The blocks of a corpus on each of some devices.
+
+    Where all of it takes no more than half of a device's memory it stays there, and is sent once; else each
+    time that it is read. The next block is on its way while devices are at this one.
+
+    Args:
+      corpus: [N, D] float16 or float32, usually memory-mapped.
+      devices: each of them gets all of it.
+      largest: documents in a block, see `width_of`.
+
+    Attributes:
+      corpus: as given.
+      devices: as given.
+      width: documents in a block; the last one is filled up with the last document.
+      kept: [devices, n, D] of the corpus's dtype, all blocks, once they have been read; None where there is
+        no room.
+
+    Example:
+      for start, docs in Stream(corpus, jax.local_devices(), largest=131_072):
+          ...                         # docs [devices, width, D] are rows start to start + width
+    """
+
+    def __init__(self, corpus: np.ndarray, devices: Sequence[jax.Device], *, largest: int):
+        # A memory map's own class is slow to index.
+        self.corpus, self.devices, self.kept = np.asarray(corpus), devices, None
+        self.width = width_of(len(corpus), largest)
+        self._blocks = -(-len(corpus) // self.width)
+        self._sent = 0  # blocks, that are kept
+        size = self._blocks * self.width * corpus.shape[1] * corpus.itemsize
+        self._keeps = size <= room(devices)
+        self._send = jax.pmap(lambda _, docs: docs, in_axes=(0, None), devices=devices)
+        self._read = jax.pmap(self._slice, in_axes=(0, None), devices=devices)
+        write = jax.lax.dynamic_update_slice
+        self._write = jax.pmap(
+            lambda kept, docs, start: write(kept, docs, (start, 0)),
+            in_axes=(0, 0, None),
+            devices=devices,
+            donate_argnums=0,
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        for number in range(self._blocks):
+            start = number * self.width
+            if number < self._sent:
+                yield start, self._read(self.kept, start)
+                continue
+            docs = self.corpus[start : start + self.width]
+            if len(docs) < self.width:
+                docs = np.pad(docs, ((0, self.width - len(docs)), (0, 0)), 'edge')
+            docs = self._send(np.arange(len(self.devices)), docs)
+            if self._keeps:
+                self.kept = self._write(self._empty() if self.kept is None else self.kept, docs, start)
+                self._sent += 1
+            yield start, docs
+
+    def _slice(self, kept: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice(kept, (start, 0), (self.width, kept.shape[1]))
+
+    def _empty(self) -> Array:
+        shape = (self._blocks * self.width, self.corpus.shape[1])
+        make = jax.pmap(lambda _: jnp.zeros(shape, self.corpus.dtype), devices=self.devices)
+        return make(np.arange(len(self.devices)))
