@@ -79,6 +79,37 @@ def encoding(*, documents: int, dim: int, lists: int, codebooks: int, codewords:
     return Floor(flops, documents * (width * dim + codebooks + 4))
 
 
+def choosing(
+    *,
+    documents: int,
+    wanted: int,
+    pairs: int,
+    dim: int,
+    codebooks: int,
+    codewords: int,
+    sweeps: int,
+    width: int,
+) -> Floor:
+    """Codes for queries, in lists that are decided: `encoding`, then with S = D/M
+
+    - of each pair 2·D·S FLOPs for the quadratic form, and 4·D + T·4·D for what is scored and still missing;
+      4·D bytes of the query;
+    - of each document that is wanted (S + 1)·K·D for the squares of the codewords, and T·2·D·(K + S).
+
+    Args:
+      documents, dim, codebooks, codewords: N, D, M, K.
+      wanted: documents that have queries.
+      pairs: of such a document and a query.
+      sweeps: T.
+      width: w, bytes of a number of the corpus.
+    """
+    part = dim // codebooks
+    of_pairs = pairs * dim * (2 * part + 4 + 4 * sweeps)
+    of_documents = wanted * dim * ((part + 1) * codewords + 2 * sweeps * (codewords + part))
+    about = {'documents': documents, 'dim': dim, 'codebooks': codebooks, 'codewords': codewords}
+    return encoding(**about, lists=0, width=width) + Floor(of_pairs + of_documents, _FLOAT * pairs * dim)
+
+
 def assignment(*, documents: int, dim: int, lists: int, width: int) -> Floor:
     """2·N·L·D FLOPs; w·N·D read, 4·N written.
 

@@ -6,7 +6,7 @@ python benchmarks/speed.py --corpus=docs.npy --queries=queries.npy --dataset=DAT
 Every part that is finished is stored; --parts runs some, and --report_only prints the tables of those that
 are there, and how near our side comes to its floor, by what the device was seen to do at most before the part
 (`floors`). Sides are timed in turn after a first round that does not count, and medians are compared. The
-step of the peers needs PyTorch, the part 'input' a dataset that `prepare` wrote.
+step of the peers needs PyTorch, the parts 'choosing' and 'input' a dataset that `prepare` wrote.
 """
 
 import importlib.metadata
@@ -23,7 +23,9 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import floors
 import jax
+import ml_collections
 import numpy as np
+import speed_choosing
 import speed_clustering
 import speed_corpus
 import speed_input
@@ -40,7 +42,7 @@ from dvq_jax.errors import InputError
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Document embeddings.')
 _QUERIES = flags.DEFINE_string('queries', None, 'Query embeddings.')
-_DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote, for the part 'input'.")
+_DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote; for 'choosing', 'input'.")
 _PARTS = flags.DEFINE_list('parts', list(speed_report.TABLES), 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each side.')
 _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
@@ -129,10 +131,18 @@ def _devices() -> list[dict[str, Any]]:
     return speed_scaling.devices(counts=[1, 2, 4, 8], dim=384, batch_size=128, repeats=_REPEATS.value)
 
 
-def _input() -> list[dict[str, Any]]:
+def _default() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.data.dataset = _DATASET.value
-    return [speed_input.measure(config, batches=100, repeats=_REPEATS.value)]
+    return config
+
+
+def _choosing() -> list[dict[str, Any]]:
+    return [speed_choosing.measure(_default(), repeats=_REPEATS.value)]
+
+
+def _input() -> list[dict[str, Any]]:
+    return [speed_input.measure(_default(), batches=100, repeats=_REPEATS.value)]
 
 
 _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -140,6 +150,7 @@ _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     'large_step': _large_step,
     'mining': _mining,
     'encoding': _encoding,
+    'choosing': _choosing,
     'clustering': _clustering,
     'search': _search,
     'scaling': _scaling,
@@ -157,8 +168,8 @@ def _run_parts(stored: dict[str, Any], out: pathlib.Path) -> None:
     if stored.setdefault('machine', machine) != machine:
         raise InputError(f'{out}: was measured on {stored["machine"]}; give another --out.')
     for part in _PARTS.value:
-        if part == 'input' and not _DATASET.value:
-            print("the part 'input' is left out: it needs --dataset, which is not given", file=sys.stderr)
+        if part in ('choosing', 'input') and not _DATASET.value:
+            print(f'the part {part!r} is left out: it needs --dataset, which is not given', file=sys.stderr)
             continue
         about = {'cores': os.cpu_count(), 'repeats': _REPEATS.value, 'peaks': floors.peaks()}
         stored[part] = {**about, 'rows': _MEASURES[part]()}

@@ -52,6 +52,13 @@ def _encoding(row: Row) -> Iterator[Reached]:
     yield Reached('encoding', sizes, row['seconds']['ours'], floor)
 
 
+def _choosing(row: Row) -> Iterator[Reached]:
+    keys = ('documents', 'wanted', 'pairs', 'dim', 'codebooks', 'codewords', 'sweeps')
+    floor = floors.choosing(**{key: row[key] for key in keys}, width=2)
+    sizes = f'N {row["documents"]}, D {row["dim"]}, M {row["codebooks"]}, {row["pairs"]} pairs'
+    yield Reached('choosing codes', sizes, row['seconds']['chosen'], floor)
+
+
 def _clustering(row: Row) -> Iterator[Reached]:
     about = {key: row[key] for key in ('documents', 'dim', 'iterations')}
     sizes = f'n {row["documents"]}, D {row["dim"]}'
@@ -78,6 +85,7 @@ _PATHS = {
     'large_step': _step,
     'mining': _mining,
     'encoding': _encoding,
+    'choosing': _choosing,
     'clustering': _clustering,
     'search': _search,
 }

@@ -109,6 +109,22 @@ def _encoding(rows: Sequence[Row]) -> str:
     )
 
 
+def _choosing(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'D', 'M', 'queries a document', 'chosen, s', 'nearest, s', 'documents/s, chosen')
+    return _table(
+        titles,
+        (
+            [
+                *(_number(row[name]) for name in ('documents', 'dim', 'codebooks')),
+                _number(row['pairs'] / row['documents']),
+                *(_number(row['seconds'][name]) for name in ('chosen', 'nearest')),
+                _number(row['documents'] / row['seconds']['chosen']),
+            ]
+            for row in rows
+        ),
+    )
+
+
 def _clustering(rows: Sequence[Row]) -> str:
     titles = ('fit', 'documents', 'D', 'size', 'iterations', 'ours, s', 'FAISS, s')
     titles += ('times faster than FAISS', "distortion, ours / FAISS's")
@@ -202,6 +218,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     'large_step': ('Training step, all of Top-200', _large_step),
     'mining': ("Mining the teacher's Top-K", _mining),
     'encoding': ('Encoding', _encoding),
+    'choosing': ('Codes chosen for queries', _choosing),
     'clustering': ('k-means and OPQ', _clustering),
     'search': ('Search', _search),
     'scaling': ('Growing corpora', _scaling),

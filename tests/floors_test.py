@@ -16,7 +16,7 @@ import floors
 import speed_floors
 import speed_step
 
-from dvq_jax import exact, points, quantizer, towers
+from dvq_jax import codes, exact, points, quantizer, towers
 from dvq_jax.train_step import init_state
 
 DOCS, DIM, LISTS, BOOKS, WORDS = 48, 32, 24, 4, 16
@@ -73,6 +73,19 @@ def test_encodings_floor_is_its_products():
         products(lambda docs: quantizer.nearest(docs[:, None], INDEX.centroids[None]), POINTS) == floor.flops
     )
     assert floor.bytes == DOCS * (2 * DIM + 4)
+
+
+def test_choosings_floor_is_its_products():
+    each, sweeps = 3, 2
+    queries = np.ones((DOCS, each, DIM), np.float32)
+    numbers, lists = np.ones((DOCS, each), np.float32), np.zeros(DOCS, np.int32)
+    given = codes.codeword_products(INDEX.codebooks), POINTS, queries, numbers, numbers, lists
+    choose = functools.partial(codes.encode_for, INDEX, ridge=1.0, sweeps=sweeps)
+    counts = {'documents': DOCS, 'wanted': DOCS, 'pairs': DOCS * each, 'sweeps': sweeps}
+    floor = floors.choosing(**counts, dim=DIM, codebooks=BOOKS, codewords=WORDS, width=2)
+    again = 2 * DOCS * DIM**2  # the documents' rotation, which the compiler finds twice and makes once
+    assert products(choose, *given) == floor.flops + again
+    assert floor.bytes == DOCS * (2 * DIM + BOOKS + 4) + 4 * DOCS * each * DIM
 
 
 def test_minings_floor_is_its_products():

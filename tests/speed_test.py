@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'benchmarks'))
 
 import processes
+import speed_choosing
 import speed_clustering
 import speed_corpus
 import speed_floors
@@ -26,7 +27,7 @@ from conftest import clustered
 DOCS, DIM, LISTS = 1500, 32, 16
 MACHINE = {'cpu': 'a processor', 'jax': '1.2.3'}
 PEAKS = {'float32': 1e9, 'bfloat16': 1e9, 'bytes': 1e9}
-FLOORS = {'step', 'large_step', 'mining', 'encoding', 'clustering'}
+FLOORS = {'step', 'large_step', 'mining', 'encoding', 'choosing', 'clustering'}
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +116,12 @@ def test_a_perturbed_corpus_is_the_documents_and_others_near_them(vectors):
     near, less_near = (np.sum(docs * copy, axis=1).mean() for copy in (second, third))
     assert 0.5 < less_near < near < 1
     np.testing.assert_allclose(np.linalg.norm(third, axis=1), 1, rtol=1e-6)
+
+
+def test_choosing_codes(small_config):
+    row = speed_choosing.measure(small_config, repeats=1)
+    assert set(row['seconds']) == {'chosen', 'nearest'} and len(report('choosing', [row])) == 1
+    assert 0 < row['wanted'] <= row['documents'] and row['wanted'] <= row['pairs']
 
 
 def test_clustering_does_equal_work(vectors):
