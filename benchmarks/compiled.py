@@ -24,6 +24,7 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
 import jax
 import jax.numpy as jnp
 import optax
+import performance_tables
 import plans
 from absl import flags
 from jax.experimental import topologies
@@ -202,30 +203,6 @@ def measure(only: str = '') -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown.
-
-    Args:
-      rows: of `measure`.
-
-    Returns:
-      A table.
-    """
-    lines = [
-        '| function | memory of one chip, GiB | formula | of each of four | formula |',
-        '|---|---:|---:|---:|---:|',
-    ]
-    for name in dict.fromkeys(row['name'] for row in rows):
-        numbers = [
-            f'{row[key] / 2**30:.2f}' if key in row else ''
-            for row in rows
-            if row['name'] == name
-            for key in ('bytes', 'predicted')
-        ]
-        lines.append(f'| {name} | {" | ".join(numbers)} |')
-    return '\n'.join(lines)
-
-
 def main() -> None:
     """Compiles, stores and prints."""
     path = files.check_output(_OUT.value)
@@ -235,7 +212,7 @@ def main() -> None:
     with files.atomic_file(path) as aside:
         stored = {'topology': _TOPOLOGY, 'versions': versions, 'sizes': _sizes(), 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
-    print(table(rows))
+    print(performance_tables.compiled(stored))
 
 
 if __name__ == '__main__':

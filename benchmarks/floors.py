@@ -82,6 +82,7 @@ def encoding(*, documents: int, dim: int, lists: int, codebooks: int, codewords:
 def choosing(
     *,
     documents: int,
+    queries: int,
     wanted: int,
     pairs: int,
     dim: int,
@@ -93,11 +94,11 @@ def choosing(
     """Codes for queries, in lists that are decided: `encoding`, then with S = D/M
 
     - of each pair 2·D·S FLOPs for the quadratic form, and 4·D + T·4·D for what is scored and still missing;
-      4·D bytes of the query;
-    - of each document that is wanted (S + 1)·K·D for the squares of the codewords, and T·2·D·(K + S).
+    - of each document that is wanted (S + 1)·K·D for the squares of the codewords, and T·2·D·(K + S);
+    - of each query 4·D bytes.
 
     Args:
-      documents, dim, codebooks, codewords: N, D, M, K.
+      documents, queries, dim, codebooks, codewords: N, Q, D, M, K.
       wanted: documents that have queries.
       pairs: of such a document and a query.
       sweeps: T.
@@ -107,7 +108,7 @@ def choosing(
     of_pairs = pairs * dim * (2 * part + 4 + 4 * sweeps)
     of_documents = wanted * dim * ((part + 1) * codewords + 2 * sweeps * (codewords + part))
     about = {'documents': documents, 'dim': dim, 'codebooks': codebooks, 'codewords': codewords}
-    return encoding(**about, lists=0, width=width) + Floor(of_pairs + of_documents, _FLOAT * pairs * dim)
+    return encoding(**about, lists=0, width=width) + Floor(of_pairs + of_documents, _FLOAT * queries * dim)
 
 
 def assignment(*, documents: int, dim: int, lists: int, width: int) -> Floor:

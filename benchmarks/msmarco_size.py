@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is rea
 
 import msmarco_stages
 import numpy as np
+import performance_tables
 from absl import flags
 from ml_collections import config_flags
 from processes import apart, run_measured
@@ -139,14 +140,7 @@ def markdown(stored: Mapping[str, Any]) -> str:
         cells = [f'{row["command"]}: {row["name"]}', f'{seconds:.1f}', f'{units / row["total"]:.1%}']
         cells += [f'{row["projected_seconds"]:.1f}', *shares]
         lines.append(f'| {" | ".join(cells)} |')
-    took, lines = stored.get('all_seconds', {}), ['\n'.join(lines), '']
-    lines += ['| command | projected, minutes | took, minutes |', '|---|---:|---:|']
-    for command, seconds in stored['projected_seconds'].items():
-        really = f'{took[command] / 60:.2f}' if took else ''
-        lines.append(f'| {command} | {seconds / 60:.2f} | {really} |')
-    whole = f'{sum(took.values()) / 60:.2f}' if took else ''
-    lines.append(f'| all | {sum(stored["projected_seconds"].values()) / 60:.2f} | {whole} |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', performance_tables.commands(stored)])
 
 
 def main() -> None:

@@ -153,7 +153,8 @@ def measure(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
       shapes: of the steps.
 
     Returns:
-      A row a step: its shape, and bytes of a device that are 'predicted' and 'planned'.
+      A row a step, those of a number of devices together: its shape, and a device's bytes, 'predicted' and
+      'planned'.
     """
     by_devices: dict[int, list[Shape]] = {}
     for shape in shapes:

@@ -39,5 +39,12 @@ def measure(config: ml_collections.ConfigDict, *, repeats: int) -> dict[str, Any
     }
     queries = np.minimum(np.diff(demand.offsets), audience.queries)
     pairs = {'pairs': int(queries.sum()), 'wanted': int(np.count_nonzero(queries))}
-    sizes = {'documents': count, 'dim': dataset.dim, **shape, 'sweeps': audience.sweeps, **pairs}
+    sizes = {
+        'documents': count,
+        'queries': len(demand.queries),
+        'dim': dataset.dim,
+        **shape,
+        'sweeps': audience.sweeps,
+        **pairs,
+    }
     return {**sizes, 'seconds': in_turn(sides, repeats)}

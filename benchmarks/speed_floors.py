@@ -53,7 +53,7 @@ def _encoding(row: Row) -> Iterator[Reached]:
 
 
 def _choosing(row: Row) -> Iterator[Reached]:
-    keys = ('documents', 'wanted', 'pairs', 'dim', 'codebooks', 'codewords', 'sweeps')
+    keys = ('documents', 'queries', 'wanted', 'pairs', 'dim', 'codebooks', 'codewords', 'sweeps')
     floor = floors.choosing(**{key: row[key] for key in keys}, width=2)
     sizes = f'N {row["documents"]}, D {row["dim"]}, M {row["codebooks"]}, {row["pairs"]} pairs'
     yield Reached('choosing codes', sizes, row['seconds']['chosen'], floor)

@@ -116,7 +116,7 @@ def _choosing(rows: Sequence[Row]) -> str:
         (
             [
                 *(_number(row[name]) for name in ('documents', 'dim', 'codebooks')),
-                _number(row['pairs'] / row['documents']),
+                _number(row['pairs'] / row['wanted']),
                 *(_number(row['seconds'][name]) for name in ('chosen', 'nearest')),
                 _number(row['documents'] / row['seconds']['chosen']),
             ]
@@ -227,6 +227,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 }
 
 
+MARKS = (*TABLES, 'floors')
+
+
 def _floors(stored: Mapping[str, Any], found: Sequence[tuple[str, speed_floors.Reached]]) -> str:
     """How near to its floor each path comes, of peaks that were measured with it, and of a datasheet's."""
     sources = [name for name in ('measured', 'datasheet') if name in stored[found[0][0]]['peaks']]
@@ -247,6 +250,21 @@ def _floors(stored: Mapping[str, Any], found: Sequence[tuple[str, speed_floors.R
     )
 
 
+def tables(stored: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of what is stored, by `MARKS`: one for each part, and one of floors.
+
+    Args:
+      stored: what `speed.py` stored.
+
+    Returns:
+      Markdown, by name.
+    """
+    made = {name: table(stored[name]['rows']) for name, (_, table) in TABLES.items() if name in stored}
+    if found := list(speed_floors.reached(stored)):
+        made['floors'] = _floors(stored, found)
+    return made
+
+
 def markdown(stored: Mapping[str, Any]) -> str:
     """A line about the machine, a table for each part that is stored, and one of floors.
 
@@ -258,10 +276,9 @@ def markdown(stored: Mapping[str, Any]) -> str:
     """
     machine = ', '.join(f'{name} {value}' for name, value in stored['machine'].items() if name != 'cpu')
     parts = [f'{stored["machine"]["cpu"]}; {machine}.']
-    for name, (title, table) in TABLES.items():
-        if name in stored:
-            heading = f'### {title} ({stored[name]["cores"]} cores, {stored[name]["repeats"]} rounds)'
-            parts.append(f'{heading}\n\n{table(stored[name]["rows"])}')
-    if found := list(speed_floors.reached(stored)):
-        parts.append(f'### Share of the floor that is reached\n\n{_floors(stored, found)}')
+    for name, table in tables(stored).items():
+        heading = 'Share of the floor that is reached'
+        if name in TABLES:
+            heading = f'{TABLES[name][0]} ({stored[name]["cores"]} cores, {stored[name]["repeats"]} rounds)'
+        parts.append(f'### {heading}\n\n{table}')
     return '\n\n'.join(parts)

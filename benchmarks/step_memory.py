@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import performance_tables
 from absl import flags
 from plans import Shape, measure
 
@@ -20,7 +21,6 @@ _STEPS = flags.DEFINE_integer('steps', 200, 'To draw.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draw.')
 _OUT = flags.DEFINE_string('out', 'docs/results/step_memory.json', 'The numbers, JSON.')
 
-_SMALL = 10 * 2**20  # bytes
 _SUMS = ('listnet+contrastive', 'listnet+ranknet', 'mse+kl', 'kl+contrastive', 'mse+margin_mse')
 
 
@@ -61,28 +61,6 @@ def draw(count: int, *, seed: int) -> list[Shape]:
     return shapes
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown.
-
-    Args:
-      rows: of `measure`.
-
-    Returns:
-      A table of how many are within 20 %, and of the extremes.
-    """
-    lines = ['| estimator | lists | steps | within 20 % | least | most |', '|---|---|---:|---:|---:|---:|']
-    ways: dict[tuple[str, bool], list[float]] = {}
-    for row in rows:
-        if row['planned'] >= _SMALL:
-            way = row['estimator'], row['dynamic']
-            ways.setdefault(way, []).append(row['predicted'] / row['planned'])
-    for (estimator, dynamic), ratios in sorted(ways.items()):
-        within = sum(0.8 <= ratio <= 1.2 for ratio in ratios)
-        numbers = f'{len(ratios)} | {within} | {min(ratios):.2f} | {max(ratios):.2f}'
-        lines.append(f'| {estimator} | {"dynamic" if dynamic else "frozen"} | {numbers} |')
-    return '\n'.join(lines)
-
-
 def main() -> None:
     """Compiles, stores and prints."""
     path = pathlib.Path(_OUT.value)
@@ -91,7 +69,7 @@ def main() -> None:
     with files.atomic_file(path) as aside:
         stored = {'versions': versions, 'seed': _SEED.value, 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
-    print(table(rows))
+    print(performance_tables.step_memory(stored))
 
 
 if __name__ == '__main__':

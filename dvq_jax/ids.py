@@ -3,7 +3,7 @@
 import itertools
 import mmap
 import os
-import pathlib
+import stat
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,10 +14,22 @@ _BLOCK = 1 << 24
 _LINES = 1 << 16
 
 
-class Ids(Sequence[str]):
+class _ByRow(Sequence[str]):
+    """Rows counted from 0 or, negative, from the end; slices are lists."""
+
+    def _at(self, row: int) -> str:
+        raise NotImplementedError
+
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self._at(one) for one in range(len(self))[row]]
+        return self._at(range(len(self))[row])
+
+
+class Ids(_ByRow):
     """The ids in a text file, by row.
 
-    The file stays on disk, memory-mapped; 8 bytes a line are kept, where it ends.
+    The file stays on disk, memory-mapped, and must stay as it is; 8 bytes a line are kept, where it ends.
 
     Example:
       Ids('index/ids.txt').take(np.array([[2, 0, -1]]))    # [['d3', 'd1', '']]
@@ -26,34 +38,50 @@ class Ids(Sequence[str]):
       path: the file, UTF-8.
       columns: an id is a line's first column, before a tab, and lines may end with a carriage return; else it
         is the line.
+
+    Attributes:
+      complete: whether the last line ends.
+
+    Raises:
+      InputError: where it is read, that the file has another size by now.
     """
 
     def __init__(self, path: str | os.PathLike, *, columns: bool = False):
-        empty = pathlib.Path(path).stat().st_size == 0
+        self._path, self._columns = path, columns
         with open(path, 'rb') as file:
-            self._text = b'' if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._columns = columns
+            about = os.fstat(file.fileno())
+            mapped = stat.S_ISREG(about.st_mode) and about.st_size  # not a pipe, and not empty
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
         raw = np.frombuffer(self._text, np.uint8)
         starts = range(0, len(raw), _BLOCK)
         ends = [np.flatnonzero(raw[start : start + _BLOCK] == ord('\n')) + start for start in starts]
-        self.complete = empty or bool(raw[-1] == ord('\n'))  # whether the last line ends
+        self.complete = not len(raw) or bool(raw[-1] == ord('\n'))
         last = [] if self.complete else [[len(raw)]]
-        self._ends = np.concatenate([[-1], *ends, *last]).astype(np.int64)
+        self._ends = np.concatenate([[-1], *ends, *last]).astype(np.int64, copy=False)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, row: int) -> str:
-        return self._read(int(self._ends[row]) + 1, int(self._ends[row + 1]))
-
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), _LINES):
+            self._check()
             ends = self._ends[first : first + _LINES + 1].tolist()
             yield from (self._read(last + 1, end) for last, end in itertools.pairwise(ends))
 
+    def _at(self, row: int) -> str:
+        self._check()
+        return self._read(int(self._ends[row]) + 1, int(self._ends[row + 1]))
+
     def _read(self, start: int, end: int) -> str:
-        line = self._text[start:end]
-        return (line.partition(b'\t')[0].rstrip(b'\r') if self._columns else line).decode()
+        if not self._columns:
+            return self._text[start:end].decode()
+        tab = self._text.find(b'\t', start, end)
+        return self._text[start : end if tab < 0 else tab].rstrip(b'\r').decode()
+
+    def _check(self) -> None:
+        # To read what a mapped file has lost would end the process.
+        if isinstance(self._text, mmap.mmap) and self._text.size() != len(self._text):
+            raise InputError(f'{self._path}: has changed since it was opened; run again.')
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The ids of rows.
@@ -64,13 +92,18 @@ class Ids(Sequence[str]):
         Returns:
           An array of str objects of the same shape; '' where there is no document.
         """
+        self._check()
         distinct, places = np.unique(np.maximum(rows, -1), return_inverse=True)
+        starts, ends = self._ends[distinct] + 1, self._ends[distinct + 1]
         names = np.empty(distinct.shape, object)
-        names[:] = ['' if row < 0 else self[row] for row in distinct.tolist()]
+        names[:] = [
+            self._read(start, end) if start <= end else ''  # of row -1 the end is before the start
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
         return names[places.reshape(rows.shape)]
 
 
-class RowNumbers(Sequence[str]):
+class RowNumbers(_ByRow):
     """Rows as ids: '0', '1' and so on.
 
     Args:
@@ -83,9 +116,10 @@ class RowNumbers(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, row: int) -> str:
-        if not 0 <= row < self._count:
-            raise IndexError(row)
+    def __iter__(self) -> Iterator[str]:
+        return map(str, range(self._count))
+
+    def _at(self, row: int) -> str:
         return str(row)
 
 
@@ -111,21 +145,25 @@ def open_ids(path: str | os.PathLike | None, rows: int) -> Sequence[str]:
         _check(ids, path)
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror}); give a text file.') from error
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path}: cannot be read as UTF-8 text ({error}); give a text file.') from error
     return ids
 
 
 def _check(ids: Ids, path: str | os.PathLike) -> None:
-    """Of all ids no more than hashes are held, 8 bytes each; of those whose hash repeats, the ids too."""
-    hashes = np.empty(len(ids), np.int64)
-    for row, name in enumerate(ids):
-        if name.split() != [name]:
-            raise _not_a_word(path, row, f'has the id {name!r}')
-        hashes[row] = hash(name)
-    distinct, counts = np.unique(hashes, return_counts=True)
+    """Of all ids no more than hashes are held, 8 bytes each and twice that to sort them."""
+    hashes, row = np.empty(len(ids), np.int64), -1
+    try:
+        for row, name in enumerate(ids):
+            if name.split() != [name]:
+                raise _not_a_word(path, row, f'has the id {name!r}')
+            hashes[row] = hash(name)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f'{path}: cannot be read as UTF-8 text (line {row + 2}: {error}); give a text file.'
+        ) from error
+    ordered = np.sort(hashes)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
     seen = set()
-    for row in np.flatnonzero(np.isin(hashes, distinct[counts > 1])).tolist():
+    for row in np.flatnonzero(np.isin(hashes, again)).tolist() if len(again) else ():
         if ids[row] in seen:
             raise _not_a_word(path, row, f'repeats the id {ids[row]!r}')
         seen.add(ids[row])

@@ -80,8 +80,8 @@ def pair_width(documents: int, *, scores: int) -> int:
       scores: of all queries.
 
     Returns:
-      At most 64, of even blocks; at most `PAIRS` pairs, unless it is 1. There are two blocks at least: of one
-      XLA makes no loop, and keeps all that it holds for the gradient.
+      At most 64, of even blocks; at most `PAIRS` pairs, unless it is 1. From two documents on there are two
+      blocks at least: of one XLA makes no loop, and keeps all that it holds for the gradient.
     """
     blocks = max(2, -(-documents // max(1, min(64, PAIRS // scores))))
     return -(-documents // blocks)

@@ -111,7 +111,7 @@ def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -
 
 def block_size(vectors: int, *, centers: int) -> int:
     """How many of so many vectors are compared with all centers of a group at once: few and even blocks."""
-    return -(-vectors // max(1, -(-vectors * centers // _DISTANCES)))
+    return max(1, -(-vectors // max(1, -(-vectors * centers // _DISTANCES))))
 
 
 def _blocks(rows: Array, centers: int) -> Array:

@@ -40,7 +40,7 @@ _RANKED = 64  # queries whose documents a thread, or a device, ranks in one go
 
 
 def pays(documents: int, queries: int, k: int) -> bool:
-    """Whether a screen is faster here: it compiles, keeps more than K, and ranks that again on the host."""
+    """Whether a screen is faster here: it compiles, keeps more than K, and ranks that again."""
     units = host.has_matrix_units() or not host.is_all_there_is()
     return units and documents * queries >= _FEWEST and documents >= _OF * k
 
@@ -221,7 +221,7 @@ def _rank(
 
 
 def _ranked(corpus: Array, ids: Array, queries: Array, *, k: int) -> tuple[Array, Array]:
-    """As `_rank`, on a device that has the corpus [n, D]; rows and queries are [tiles, q, ...]."""
+    """As `_rank` of all rows, on a device with the corpus [n, D]; rows and queries are [tiles, q, ...]."""
     ids = jnp.sort(ids, axis=-1)  # top_k prefers earlier positions: ties go to the lowest row
 
     def score(part: tuple[Array, Array]) -> Array:

@@ -14,17 +14,18 @@ _SHARE = 0.5  # of a device's memory that a corpus may take
 
 
 def room(devices: Sequence[jax.Device], *, beside: int = 0) -> float:
-    """What a corpus may take of each device's memory: half of what is left beside other things.
+    """What a corpus may take of each device's memory: half of what is left, beside other things to come.
 
     Args:
       devices: that hold it.
       beside: bytes of the other things.
 
     Returns:
-      Bytes; none where a device does not say how much it has, as CPUs.
+      Bytes; 0 where a device does not say how much it has, as CPUs.
     """
-    limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in devices]
-    return _SHARE * (min(limits) - beside)
+    told = [device.memory_stats() or {} for device in devices]
+    left = min(stats.get('bytes_limit', 0) - stats.get('bytes_in_use', 0) for stats in told)
+    return max(0.0, _SHARE * (left - beside))
 
 
 def width_of(documents: int, largest: int) -> int:
@@ -74,8 +75,13 @@ class Stream:
         size = self._blocks * self.width * corpus.shape[1] * corpus.itemsize
         self._keeps = size <= room(devices)
         self._send = jax.pmap(lambda _, docs: docs, in_axes=(0, None), devices=devices)
-        self._read = jax.pmap(self._slice, in_axes=(0, None), devices=devices)
-        write = jax.lax.dynamic_update_slice
+        # JAX keeps these functions, so they must not hold this object, and with it the corpus.
+        width, write = self.width, jax.lax.dynamic_update_slice
+        self._read = jax.pmap(
+            lambda kept, start: jax.lax.dynamic_slice(kept, (start, 0), (width, kept.shape[1])),
+            in_axes=(0, None),
+            devices=devices,
+        )
         self._write = jax.pmap(
             lambda kept, docs, start: write(kept, docs, (start, 0)),
             in_axes=(0, 0, None),
@@ -98,10 +104,7 @@ class Stream:
                 self._sent += 1
             yield start, docs
 
-    def _slice(self, kept: Array, start: Array) -> Array:
-        return jax.lax.dynamic_slice(kept, (start, 0), (self.width, kept.shape[1]))
-
     def _empty(self) -> Array:
-        shape = (self._blocks * self.width, self.corpus.shape[1])
-        make = jax.pmap(lambda _: jnp.zeros(shape, self.corpus.dtype), devices=self.devices)
+        shape, kind = (self._blocks * self.width, self.corpus.shape[1]), self.corpus.dtype
+        make = jax.pmap(lambda _: jnp.zeros(shape, kind), devices=self.devices)
         return make(np.arange(len(self.devices)))

@@ -81,11 +81,11 @@ def test_choosings_floor_is_its_products():
     numbers, lists = np.ones((DOCS, each), np.float32), np.zeros(DOCS, np.int32)
     given = codes.codeword_products(INDEX.codebooks), POINTS, queries, numbers, numbers, lists
     choose = functools.partial(codes.encode_for, INDEX, ridge=1.0, sweeps=sweeps)
-    counts = {'documents': DOCS, 'wanted': DOCS, 'pairs': DOCS * each, 'sweeps': sweeps}
+    counts = {'documents': DOCS, 'queries': 7, 'wanted': DOCS, 'pairs': DOCS * each, 'sweeps': sweeps}
     floor = floors.choosing(**counts, dim=DIM, codebooks=BOOKS, codewords=WORDS, width=2)
     again = 2 * DOCS * DIM**2  # the documents' rotation, which the compiler finds twice and makes once
     assert products(choose, *given) == floor.flops + again
-    assert floor.bytes == DOCS * (2 * DIM + BOOKS + 4) + 4 * DOCS * each * DIM
+    assert floor.bytes == DOCS * (2 * DIM + BOOKS + 4) + 4 * 7 * DIM
 
 
 def test_minings_floor_is_its_products():

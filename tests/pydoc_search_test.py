@@ -189,11 +189,11 @@ def test_what_the_command_writes(written):
     assert docs.shape == (len(functions), 32) == (result['docs'], result['dim']) and docs.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(docs, axis=1), 1.0, atol=1e-5)
     ids = open_ids(folder / 'data' / 'docs.tsv', len(docs))
-    assert ids == [function.name for function in functions]
+    assert list(ids) == [function.name for function in functions]
     for split, queries in zip(('train', 'dev'), pydoc_search.split_queries(functions), strict=True):
         vectors = np.load(folder / 'data' / f'{split}_queries.npy')
         query_ids = open_ids(folder / 'data' / f'{split}_queries.tsv', len(vectors))
-        assert query_ids == [query.id for query in queries]
+        assert list(query_ids) == [query.id for query in queries]
         assert len(queries) == result[f'{split}_queries']
         qrels = data.read_qrels(folder / 'data' / f'{split}_qrels.txt', query_ids, ids)
         assert [tuple(sorted(rows)) for rows in qrels] == [query.rows for query in queries]

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +52,16 @@ def test_is_kept_where_it_has_room(size, kept, monkeypatch):
     found = stream.Stream(corpus(63), jax.local_devices(), largest=20)
     read(found)
     assert (found.kept is not None) == kept
+
+
+def test_what_was_kept_goes_with_the_stream(monkeypatch):
+    monkeypatch.setattr(stream, 'room', lambda devices: float('inf'))
+    found = stream.Stream(corpus(50), jax.local_devices(), largest=20)
+    read(found), read(found)
+    kept = weakref.ref(found)
+    del found
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize('documents', [1, 2, 17, 63, 64, 65, 1000, 8_841_823])

@@ -51,7 +51,8 @@ def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
         queries = data.open_embeddings(_QUERIES.value)
         return queries, open_ids(_QUERY_IDS.value, len(queries))
     texts = Texts(_TEXT.value)
-    return index.embed(texts.all()), open_ids(_TEXT.value, len(texts))
+    ids = open_ids(_TEXT.value, len(texts))
+    return index.embed(texts.all()), ids
 
 
 def main() -> dict:
