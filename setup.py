@@ -30,6 +30,7 @@ EXTRAS = {
         'matplotlib>=3.9',
         'pyarrow>=16',
         'pytest>=8',
+        'pytest-xdist>=3.6',  # launch/test.sh: two thirds of the time on 2 cores
         'ruff>=0.6',
         'safetensors>=0.4',
         'scikit-learn>=1.5',

@@ -18,6 +18,7 @@ from dvq_jax.types import Batch, IndexParams
 
 _POSITIVES = 64  # that a query has at most
 _RATE = 1e-3
+_SUMS = ('listnet+contrastive', 'listnet+ranknet', 'mse+kl', 'kl+contrastive', 'mse+margin_mse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,3 +165,40 @@ def measure(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
         forced = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
         rows += apart(functools.partial(_compiled, some), environment=forced)
     return rows
+
+
+def draw(count: int, *, seed: int) -> list[Shape]:
+    """Steps as configs may ask for them.
+
+    Args:
+      count: how many.
+      seed: of the draw.
+
+    Returns:
+      Steps of B 64 to 512, C 8 to 200, D 64 to 768, M 16 to 96, L 64 to 10 000, 1 to 8 devices, every loss
+      and some sums.
+    """
+    rng, shapes = np.random.default_rng(seed), []
+
+    def one_of(*values: Any) -> Any:
+        return values[rng.integers(len(values))]
+
+    while len(shapes) < count:
+        shape = Shape(
+            batch_size=one_of(64, 96, 128, 200, 256, 512),
+            candidates=one_of(8, 12, 16, 24, 32, 64, 100, 150, 200),
+            dim=one_of(64, 96, 128, 256, 384, 512, 768),
+            lists=one_of(64, 256, 512, 1024, 2048, 4096, 10_000),
+            codebooks=one_of(16, 24, 32, 48, 64, 96),
+            codewords=one_of(16, 256),
+            loss=one_of(*['listnet'] * 4, *losses.NAMES, *_SUMS),
+            estimator=one_of('hard', 'softmax'),
+            dynamic=one_of(True, False),
+            in_batch=one_of(True, True, False),
+            devices=one_of(1, 1, 1, 2, 4, 8),
+            tower=one_of('linear', 'linear', 'identity', 'mlp'),
+            trained=one_of(*[Shape.trained] * 3, optimizer.GROUPS),
+        )
+        if shape.dim % shape.codebooks == shape.batch_size % shape.devices == 0:
+            shapes.append(shape)
+    return shapes

@@ -7,8 +7,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'benchmarks'))
 
 import performance_tables
-import step_memory
-from plans import Encoder, Shape, measure
+from plans import Encoder, Shape, draw, measure
 
 _SIZES = ('batch_size', 'candidates', 'dim', 'lists', 'codebooks', 'codewords')
 
@@ -69,8 +68,8 @@ def test_memory_is_within_a_fifth_of_what_the_compiler_plans(name):
 
 
 def test_steps_are_drawn_by_their_seed():
-    shapes = step_memory.draw(20, seed=1)
-    assert shapes == step_memory.draw(20, seed=1) != step_memory.draw(20, seed=2)
+    shapes = draw(20, seed=1)
+    assert shapes == draw(20, seed=1) != draw(20, seed=2)
     assert len({shape.loss for shape in shapes}) > 3
 
 
