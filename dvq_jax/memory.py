@@ -121,8 +121,9 @@ def step_bytes(step: Step) -> int:
     Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
 
-    The factors were fitted to what XLA's CPU compiler plans. `benchmarks/step_memory.py` draws steps, compiles
-    them, and says how many are within 20 %: all above 128 MiB and nearly all above 10 (docs/performance.md).
+    The factors were fitted to what XLA's CPU compiler plans. `benchmarks/step_memory.py` draws steps,
+    compiles them, and says how many are within 20 %: all above 128 MiB and nearly all above 10
+    (docs/performance.md).
     A GPU's compiler fuses more.
 
     Args:
