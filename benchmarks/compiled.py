@@ -208,9 +208,8 @@ def main() -> None:
     path = files.check_output(_OUT.value)
     with mock.patch.object(host, 'is_all_there_is', return_value=False):  # blocks as on accelerators
         rows = measure(_ONLY.value)
-    versions = {name: __import__(name).__version__ for name in ('jax', 'jaxlib')}
     with files.atomic_file(path) as aside:
-        stored = {'topology': _TOPOLOGY, 'versions': versions, 'sizes': _sizes(), 'rows': rows}
+        stored = {'topology': _TOPOLOGY, 'versions': plans.versions(), 'sizes': _sizes(), 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(performance_tables.compiled(stored))
 

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 from processes import apart, run_measured
 from synthetic import write_vectors
+from tables import table
 
 from dvq_jax import cli, files
 from dvq_jax.errors import InputError
@@ -133,14 +134,13 @@ def markdown(stored: Mapping[str, Any]) -> str:
     """
     ways = [(source, products) for source in stored['peaks'] for products in ('float32', 'bfloat16')]
     titles = ('stage', 'measured, s', 'of the whole', 'whole, s', *(', '.join(way) for way in ways))
-    lines = [f'| {" | ".join(titles)} |', '|---|' + '---:|' * (len(titles) - 1)]
+    lines = []
     for row in stored['stages']:
         units, seconds = (sum(values) for values in zip(*row['calls'], strict=True))
         shares = [f'{row["fractions"][a][b]:.0%}' if 'fractions' in row else '' for a, b in ways]
         cells = [f'{row["command"]}: {row["name"]}', f'{seconds:.1f}', f'{units / row["total"]:.1%}']
-        cells += [f'{row["projected_seconds"]:.1f}', *shares]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join([*lines, '', performance_tables.commands(stored)])
+        lines.append([*cells, f'{row["projected_seconds"]:.1f}', *shares])
+    return f'{table(titles, lines, left=1)}\n\n{performance_tables.commands(stored)}'
 
 
 def main() -> None:

@@ -6,22 +6,17 @@ python benchmarks/performance_tables.py
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import speed_report
+from tables import table
 
 _DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 _GIB = 2**30
 _SMALL = 10 * 2**20  # bytes; no device is short of a step that takes less
 
 Stored = Mapping[str, Any]
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown; what follows the first column stands to the right."""
-    rows = [f'| {" | ".join(titles)} |', '|---|' + '---:|' * (len(titles) - 1)]
-    return '\n'.join(rows + [f'| {" | ".join(line)} |' for line in lines])
 
 
 def step_memory(stored: Stored) -> str:
@@ -35,7 +30,7 @@ def step_memory(stored: Stored) -> str:
     for way, ratios in sorted(ways.items()):
         within = sum(0.8 <= ratio <= 1.2 for ratio in ratios)
         lines.append([way, *map(str, (len(ratios), within)), f'{min(ratios):.2f}', f'{max(ratios):.2f}'])
-    return _table(('step', 'drawn', 'within 20 %', 'least of the plan', 'most'), lines)
+    return table(('step', 'drawn', 'within 20 %', 'least of the plan', 'most'), lines, left=1)
 
 
 def compiled(stored: Stored) -> str:
@@ -46,7 +41,7 @@ def compiled(stored: Stored) -> str:
         cells = [row.get(key) for row in rows for key in ('bytes', 'predicted')]
         lines.append([name, *('' if size is None else f'{size / _GIB:.2f}' for size in cells)])
     titles = ('function', 'memory of one chip, GiB', 'formula', 'of each of four', 'formula')
-    return _table(titles, lines)
+    return table(titles, lines, left=1)
 
 
 def commands(stored: Stored) -> str:
@@ -58,20 +53,20 @@ def commands(stored: Stored) -> str:
     ]
     whole = [sum(seconds.values()) / 60 for seconds in (stored['projected_seconds'], took)]
     lines.append(['all', f'{whole[0]:.2f}', f'{whole[1]:.2f}' if took else ''])
-    return _table(('command', 'projected, minutes', 'took, minutes'), lines)
+    return table(('command', 'projected, minutes', 'took, minutes'), lines, left=1)
 
 
 def _memory(stored: Stored) -> str:
     names = {'prepare': '`prepare`', 'train': '`train`, which encodes it twice', 'export': '`export`'}
     lines = [[title, f'{stored[name]["anonymous_gib"]:.2f}'] for name, title in names.items()]
-    return _table(('', 'anonymous memory, GiB'), lines)
+    return table(('', 'anonymous memory, GiB'), lines, left=1)
 
 
 def _text_encoder(stored: Stored) -> str:
     speeds = stored['texts_per_second']
     best = max(speed for name, speed in speeds.items() if name != 'ours')
     lines = [[name, f'{speed:.0f}', f'{speed / best:.2f} ×'] for name, speed in speeds.items()]
-    return _table(('', 'texts/s', 'times faster than PyTorch at its best'), lines)
+    return table(('', 'texts/s', 'times faster than PyTorch at its best'), lines, left=1)
 
 
 # Mark -> the file of results, and the table that it makes.

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from processes import apart
 from speed_step import plain_step
@@ -145,6 +146,11 @@ def _compiled(shapes: list[Shape]) -> list[dict[str, Any]]:
         step, args, said = build(shape)
         rows.append({**dataclasses.asdict(shape), 'predicted': said, 'planned': planned(step, args)})
     return rows
+
+
+def versions() -> dict[str, str]:
+    """Of whose compiler it is."""
+    return {'jax': jax.__version__, 'jaxlib': jaxlib.__version__}
 
 
 def measure(shapes: Iterable[Shape]) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """The tables of `speed.py`, of what it stored: one a part, as docs/performance.md shows them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import speed_floors
+from tables import table
 
 Row = Mapping[str, Any]
 
@@ -15,12 +16,6 @@ _ENGINES = {
     'faiss_fast_scan': 'FAISS IVFPQFastScan',
     'reference': 'our reference search',
 }
-
-
-def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Markdown; cells to the right, as numbers stand."""
-    rows = [titles, ['---:'] * len(titles), *lines]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
 
 
 def _number(value: float) -> str:
@@ -40,7 +35,7 @@ def _times(ratio: float) -> str:
 def _step(rows: Sequence[Row]) -> str:
     titles = ('D', 'M', 'C', 'ours, ms', "ours, 'softmax', ms", "peers' recipe, ms")
     titles += ('times faster than the peers', "'softmax', times faster")
-    return _table(
+    return table(
         titles,
         (
             [
@@ -55,7 +50,7 @@ def _step(rows: Sequence[Row]) -> str:
 
 def _large_step(rows: Sequence[Row]) -> str:
     titles = ('D', 'M', 'L', 'C', 'by float32, ms', 'by bfloat16, ms', 'times faster by bfloat16')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -76,7 +71,7 @@ def _against_faiss(row: Row) -> list[str]:
 def _mining(rows: Sequence[Row]) -> str:
     titles = ('documents', 'queries', 'D', 'top', 'ours, s', 'FAISS flat, s')
     titles += ('times faster than FAISS', 'TFLOP/s', 'float32 alone, s', 'same rows')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -94,7 +89,7 @@ def _mining(rows: Sequence[Row]) -> str:
 def _encoding(rows: Sequence[Row]) -> str:
     titles = ('documents', 'D', 'L', 'M', 'ours, s', 'FAISS add, s', 'times faster than FAISS')
     titles += ('our documents/s', 'float32 alone, s', 'same codes')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -111,7 +106,7 @@ def _encoding(rows: Sequence[Row]) -> str:
 
 def _choosing(rows: Sequence[Row]) -> str:
     titles = ('documents', 'D', 'M', 'queries a document', 'chosen, s', 'nearest, s', 'documents/s, chosen')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -134,7 +129,7 @@ def _clustering(rows: Sequence[Row]) -> str:
         count = str(row['iterations']) + (f' + {row["pq_iterations"]} PQ' if 'pq_iterations' in row else '')
         about = [row['fit'], _number(row['documents']), str(row['dim']), size, count]
         lines.append([*about, *_against_faiss(row), f'{row["distortion_ratio"]:.4f}'])
-    return _table(titles, lines)
+    return table(titles, lines)
 
 
 def _search(rows: Sequence[Row]) -> str:
@@ -157,13 +152,13 @@ def _search(rows: Sequence[Row]) -> str:
                     *((str(equal['nprobe']), _times(equal['over_native'])) if equal else ('', '')),
                 ]
             )
-    return _table(titles, lines)
+    return table(titles, lines)
 
 
 def _scaling(rows: Sequence[Row]) -> str:
     titles = ('documents', 'D', 'corpus, MiB', 'step, ms', 'encoded documents/s')
     titles += ('memory before, MiB', 'memory at its peak, MiB')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -181,7 +176,7 @@ def _scaling(rows: Sequence[Row]) -> str:
 
 def _devices(rows: Sequence[Row]) -> str:
     titles = ('devices', 'D', 'B', 'step, ms', 'first loss', 'last loss', 'largest relative difference')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -199,7 +194,7 @@ def _devices(rows: Sequence[Row]) -> str:
 def _input(rows: Sequence[Row]) -> str:
     titles = ('documents', 'D', 'B', 'C', 'input alone, batches/s', 'step alone, batches/s')
     titles += ('both, batches/s', 'input, times faster than the step')
-    return _table(
+    return table(
         titles,
         (
             [
@@ -235,7 +230,7 @@ def _floors(stored: Mapping[str, Any], found: Sequence[tuple[str, speed_floors.R
     sources = [name for name in ('measured', 'datasheet') if name in stored[found[0][0]]['peaks']]
     ways = [(source, products) for source in sources for products in ('float32', 'bfloat16')]
     titles = ('path', 'sizes', 's', 'TFLOP', 'GB', *(f'{source}, {products}' for source, products in ways))
-    return _table(
+    return table(
         titles,
         (
             [
@@ -259,7 +254,7 @@ def tables(stored: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       Markdown, by name.
     """
-    made = {name: table(stored[name]['rows']) for name, (_, table) in TABLES.items() if name in stored}
+    made = {name: make(stored[name]['rows']) for name, (_, make) in TABLES.items() if name in stored}
     if found := list(speed_floors.reached(stored)):
         made['floors'] = _floors(stored, found)
     return made
@@ -276,9 +271,9 @@ def markdown(stored: Mapping[str, Any]) -> str:
     """
     machine = ', '.join(f'{name} {value}' for name, value in stored['machine'].items() if name != 'cpu')
     parts = [f'{stored["machine"]["cpu"]}; {machine}.']
-    for name, table in tables(stored).items():
+    for name, made in tables(stored).items():
         heading = 'Share of the floor that is reached'
         if name in TABLES:
             heading = f'{TABLES[name][0]} ({stored[name]["cores"]} cores, {stored[name]["repeats"]} rounds)'
-        parts.append(f'### {heading}\n\n{table}')
+        parts.append(f'### {heading}\n\n{made}')
     return '\n\n'.join(parts)

@@ -11,7 +11,7 @@ import pathlib
 
 import performance_tables
 from absl import flags
-from plans import draw, measure
+from plans import draw, measure, versions
 
 from dvq_jax import cli, files
 
@@ -24,9 +24,8 @@ def main() -> None:
     """Compiles, stores and prints."""
     path = pathlib.Path(_OUT.value)
     rows = measure(draw(_STEPS.value, seed=_SEED.value))
-    versions = {name: __import__(name).__version__ for name in ('jax', 'jaxlib')}
     with files.atomic_file(path) as aside:
-        stored = {'versions': versions, 'seed': _SEED.value, 'rows': rows}
+        stored = {'versions': versions(), 'seed': _SEED.value, 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(performance_tables.step_memory(stored))
 

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/experiments.md from the stored results.
+"""Tables in Markdown; as a command, those of docs/experiments.md from the stored results.
 
 python benchmarks/tables.py docs/results/losses.json
 """
@@ -6,8 +6,25 @@ python benchmarks/tables.py docs/results/losses.json
 import json
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 
 SHOWN = ('RR@10', 'R@10', 'R@100', 'teacher@10')
+
+
+def table(titles: Sequence[str], lines: Iterable[Sequence[str]], *, left: int = 0) -> str:
+    """A table whose columns, but the first so many, stand to the right, as numbers do.
+
+    Args:
+      titles: of the columns.
+      lines: a cell for each column.
+      left: columns of words.
+
+    Returns:
+      Markdown.
+    """
+    sides = '|---' * left + '|---:' * (len(titles) - left) + '|'
+    first, *others = (f'| {" | ".join(line)} |' for line in (titles, *lines))
+    return '\n'.join([first, sides, *others])
 
 
 def markdown(rows: dict[str, dict]) -> str:
@@ -21,11 +38,11 @@ def markdown(rows: dict[str, dict]) -> str:
     """
     probes = list(dict.fromkeys(probe for row in rows.values() for probe in row['nprobe']))
     titles = [f'{metric.replace("RR@", "MRR@")}, P {probe}' for probe in probes for metric in SHOWN]
-    lines = ['| | ' + ' | '.join(titles) + ' | seconds |', '|---|' + '---:|' * (len(titles) + 1)]
+    lines = []
     for name, row in rows.items():
         cells = [_cell(row['nprobe'].get(probe, {}).get(metric)) for probe in probes for metric in SHOWN]
-        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {row["train_seconds"]:.0f} |')
-    return '\n'.join(lines)
+        lines.append([name, *cells, f'{row["train_seconds"]:.0f}'])
+    return table(('', *titles, 'seconds'), lines, left=1)
 
 
 def _cell(value: float | None) -> str:

@@ -15,7 +15,7 @@ from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, read_demand
 from dvq_jax.encode import Audience, Encoder, collect, store_of
 from dvq_jax.errors import InputError
-from dvq_jax.ids import RowNumbers, open_ids
+from dvq_jax.ids import open_ids
 from dvq_jax.quantizer import bytes_per_document
 from dvq_jax.teacher import mine
 from dvq_jax.texts import Texts
@@ -74,7 +74,7 @@ def held_out_queries(dataset: Dataset, doc_ids: Sequence[str] | None = None) -> 
         embeddings=np.stack([example['embedding'] for example in examples]),
         positives=positives if any(map(len, positives)) else None,
         teacher=np.stack([example['topk_ids'] for example in examples])[:, :DEPTH],
-        doc_ids=RowNumbers(len(dataset.corpus)) if doc_ids is None else doc_ids,
+        doc_ids=open_ids(None, len(dataset.corpus)) if doc_ids is None else doc_ids,
         texts=[example['text'] for example in examples] if dataset.texts else None,
     )
 

@@ -14,19 +14,7 @@ _BLOCK = 1 << 24
 _LINES = 1 << 16
 
 
-class _ByRow(Sequence[str]):
-    """Rows counted from 0 or, negative, from the end; slices are lists."""
-
-    def _at(self, row: int) -> str:
-        raise NotImplementedError
-
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self._at(one) for one in range(len(self))[row]]
-        return self._at(range(len(self))[row])
-
-
-class Ids(_ByRow):
+class Ids(Sequence[str]):
     """The ids in a text file, by row.
 
     The file stays on disk, memory-mapped, and must stay as it is; 8 bytes a line are kept, where it ends.
@@ -68,6 +56,10 @@ class Ids(_ByRow):
             ends = self._ends[first : first + _LINES + 1].tolist()
             yield from (self._read(last + 1, end) for last, end in itertools.pairwise(ends))
 
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        found = range(len(self))[row]
+        return [self._at(one) for one in found] if isinstance(found, range) else self._at(found)
+
     def _at(self, row: int) -> str:
         self._check()
         return self._read(int(self._ends[row]) + 1, int(self._ends[row + 1]))
@@ -103,24 +95,21 @@ class Ids(_ByRow):
         return names[places.reshape(rows.shape)]
 
 
-class RowNumbers(_ByRow):
-    """Rows as ids: '0', '1' and so on.
-
-    Args:
-      count: how many.
-    """
+class _RowNumbers(Sequence[str]):
+    """Rows as ids: '0', '1' and so on."""
 
     def __init__(self, count: int):
-        self._count = count
+        self._rows = range(count)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[str]:
-        return map(str, range(self._count))
+        return map(str, self._rows)
 
-    def _at(self, row: int) -> str:
-        return str(row)
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        found = self._rows[row]
+        return [str(one) for one in found] if isinstance(found, range) else str(found)
 
 
 def open_ids(path: str | os.PathLike | None, rows: int) -> Sequence[str]:
@@ -137,7 +126,7 @@ def open_ids(path: str | os.PathLike | None, rows: int) -> Sequence[str]:
       InputError: no such file, another number of lines, an id that is empty, repeated or not one word.
     """
     if path is None:
-        return RowNumbers(rows)
+        return _RowNumbers(rows)
     try:
         ids = Ids(path, columns=True)
         if len(ids) != rows:

@@ -89,7 +89,7 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     Returns:
       As `exact.on_devices`.
     """
-    corpus = np.asarray(corpus)
+    corpus = np.asarray(corpus)  # a memory map's own class is slow to index
     middle, plain = _mean(corpus), exact.on_host(corpus, k, corpus_block=corpus_block)
 
     def screen(queries: np.ndarray, progress: Progress) -> Screened:

@@ -8,6 +8,7 @@ With --text=q.tsv instead of --queries and --query_ids the index embeds the quer
 
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -36,7 +37,7 @@ _OUT = flags.DEFINE_string('out', None, 'The run: a file to write.', required=Tr
 _TIMED = 4096  # queries of the second pass
 
 
-def _read_queries(index: Index) -> tuple[np.ndarray, list[str]]:
+def _read_queries(index: Index) -> tuple[np.ndarray, Sequence[str]]:
     """Embeddings and ids, of files or of texts."""
     if (_QUERIES.value is None) == (_TEXT.value is None) or (_TEXT.value and _QUERY_IDS.value):
         raise InputError('give --queries, perhaps with --query_ids, or --text, which has both.')
