@@ -149,8 +149,8 @@ def local_loss(
         products=objective.products,
     )
     ids, docs, coarse, full = _candidate_set(batch, quantized, in_batch=objective.in_batch)
-    taken = batch.queries if batch.tokens is None else batch.tokens
-    queries = tower.apply({'params': params['tower']}, taken)
+    asked = batch.queries if batch.tokens is None else batch.tokens
+    queries = tower.apply({'params': params['tower']}, asked)
     queries = rotate(index, queries, products=objective.products)
     teacher = _dots(batch.queries, docs, objective.products)
     where = jnp.broadcast_to(candidates.first_occurrence(ids), teacher.shape)
@@ -175,8 +175,8 @@ def local_loss(
         ivf_weight *= whole_pq / jnp.maximum(whole_ivf, 1e-12)
     real = (batch.doc_ids.reshape(-1) >= 0).astype(jnp.int32)
     books, words, _ = index.codebooks.shape
-    taken = jnp.broadcast_to(real[:, None, None], (len(real), books, 1)).astype(jnp.float32)
-    used = sums(quantized.codes, taken, words=words)[..., 0].astype(jnp.int32)
+    ones = jnp.broadcast_to(real[:, None, None], (len(real), books, 1)).astype(jnp.float32)
+    used = sums(quantized.codes, ones, words=words)[..., 0].astype(jnp.int32)
     visits = jnp.zeros(len(index.centroids), jnp.int32).at[quantized.lists].add(real)
     metrics = {'ivf_loss': ivf, 'pq_loss': pq, 'codewords_used': used, 'list_visits': visits}
     return ivf_weight * ivf + objective.pq_weight * pq, metrics
