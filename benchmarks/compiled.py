@@ -182,7 +182,8 @@ def _map_over(devices: int) -> None:
 def _sizes() -> dict[str, int]:
     """By the letters of types.py, and what else the shapes depend on."""
     letters = {'B': _B, 'C': _C, 'D': _D, 'L': _L, 'M': _M, 'K': _K, 'N': _N, 'Q': _Q, 'P': _P}
-    return {**letters, 'mined': _TOP, 'queries of a document': _WIDTH, 'sample': math.prod(_SAMPLE)}
+    more = {'mined': _TOP, 'kept blocks': _KEPT, 'queries of a document': _WIDTH}
+    return {**letters, **more, 'sample': math.prod(_SAMPLE)}
 
 
 def measure(only: str = '') -> list[dict[str, Any]]:
