@@ -36,7 +36,7 @@ def _at_size(path: pathlib.Path, *, documents: int, repeats: int) -> dict[str, A
 
     def step() -> None:
         doc_ids = rng.integers(0, documents, batch.doc_ids.shape, np.int32)
-        take(batch.replace(doc_ids=doc_ids, docs=gather(corpus, doc_ids)))
+        float(take(batch.replace(doc_ids=doc_ids, docs=gather(corpus, doc_ids))))
 
     def encoded(some: np.ndarray) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -85,7 +85,7 @@ def _on_devices(*, dim: int, batch_size: int, repeats: int) -> dict[str, Any]:
     batch = make_batch(batch_size=batch_size, candidates=_CANDIDATES, dim=dim)
     batch = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[2:]), batch)
     take, losses = our_step(make_index(dim=dim, codebooks=_CODEBOOKS), batch, estimator='hard'), []
-    seconds = in_turn({'step': lambda: losses.append(take(batch))}, repeats)['step']
+    seconds = in_turn({'step': lambda: losses.append(float(take(batch)))}, repeats)['step']
     return {'devices': count, 'dim': dim, 'batch_size': batch_size, 'seconds': seconds, 'losses': losses}
 
 

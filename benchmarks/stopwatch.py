@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from unittest import mock
 from floors import Floor, Peaks
 
 Calls = list[tuple[float, float]]  # (units, seconds) of each, in order
+_LONG = 1.0  # seconds from which on a call is told of when it ends
 
 
 class Stopwatch:
@@ -55,6 +57,8 @@ class Stopwatch:
                 self._inner[-1] += seconds
             label = stage(*args, **kwargs) if callable(stage) else stage
             self.calls.setdefault(label, []).append((units(*args, **kwargs), seconds - inner))
+            if seconds - inner >= _LONG:
+                print(f'{label}: {seconds - inner:.1f} s', file=sys.stderr, flush=True)
             return result
 
         with mock.patch.object(owner, name, timed):

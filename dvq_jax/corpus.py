@@ -67,8 +67,9 @@ def spread(block: Any, size: int) -> Any:
     fan = jax.local_device_count()
 
     def pad(array: np.ndarray) -> np.ndarray:
-        padding = [(0, fan * size - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, padding).reshape(fan, size, *array.shape[1:])
+        if len(array) < fan * size:
+            array = np.pad(array, [(0, fan * size - len(array))] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(fan, size, *array.shape[1:])
 
     return jax.tree.map(pad, block)
 

@@ -117,23 +117,26 @@ def fingerprint(embeddings: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def gather(corpus: np.ndarray, rows: np.ndarray, *, copy: bool = True) -> np.ndarray:
+def gather(
+    corpus: np.ndarray, rows: np.ndarray, *, copy: bool = True, kind: np.typing.DTypeLike = np.float32
+) -> np.ndarray:
     """Reads documents by row.
 
     Args:
       corpus: [N, D] float, usually memory-mapped.
       rows: [...] int, -1 pads.
       copy: whether the result may be written to; else it may be the corpus itself.
+      kind: what it is made of.
 
     Returns:
-      [..., D] float32; zeros where padded.
+      [..., D] of `kind`; zeros where padded.
     """
     flat = rows.reshape(-1)
     if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1):  # a run, which needs no second copy
         run = corpus[flat[0] : flat[-1] + 1]
-        return np.array(run, np.float32, copy=copy or None).reshape(*rows.shape, -1)
+        return np.array(run, kind, copy=copy or None).reshape(*rows.shape, -1)
     order = np.argsort(flat)  # a disk is read in one direction
-    vectors = np.empty((len(flat), corpus.shape[1]), np.float32)
+    vectors = np.empty((len(flat), corpus.shape[1]), kind)
     vectors[order] = corpus[np.maximum(flat[order], 0)]
     vectors[flat < 0] = 0
     return vectors.reshape(*rows.shape, -1)

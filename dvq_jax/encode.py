@@ -265,7 +265,7 @@ class Encoder:
         for width, rows in _groups(region, self._audience):
             on_host = host.is_all_there_is()  # which reads what it encodes
             for some in _pieces(rows, whole=on_host and not width):
-                docs = None if on_host else gather(self._corpus, some)
+                docs = None if on_host else gather(self._corpus, some, copy=False, kind=self._corpus.dtype)
                 for copy, own in enumerate(copies):
                     mine = None if own is None else own[some]
                     if on_host:

@@ -30,72 +30,62 @@ _NOTHING = np.iinfo(np.int64).min
 
 
 def on_devices(stream: Stream, k: int, *, query_block: int) -> Search:
-    """Search by XLA, in float32.
-
-    Args:
-      stream, k, query_block: as `by_xla` takes them.
-
-    Returns:
-      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
-      `progress` counts scores.
-    """
-    search = by_xla(stream, k, operands=_widened, query_block=query_block)
-    return lambda queries, progress: search(queries, progress)[:2]
-
-
-def _widened(docs: Array) -> tuple[Array, Array]:
-    return docs.astype(jnp.float32), jnp.zeros(0)
-
-
-def by_xla(
-    stream: Stream, k: int, *, operands: Callable[[Array], tuple[Array, Array]], query_block: int
-) -> Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Search by products of what is made of the documents; tiles of queries keep a running Top-K.
+    """Search by XLA, in float32: tiles of queries keep a running Top-K.
 
     The shapes of the products do not depend on the number of devices, and so neither do the results.
 
     Args:
       stream: the corpus, on devices each of which takes a share of the queries.
       k: how many documents a query gets, at most N.
-      operands: documents [n, D] -> what queries are multiplied with, [n, D] of their dtype, and some numbers
-        [c] float32 about these documents.
       query_block: the most queries that a search is given.
 
     Returns:
-      search(queries [q ≤ query_block, D], progress) -> ids [q, k] int32, scores [q, k] float32, and the
-      largest of the numbers over the corpus, [c]; `progress` counts scores.
+      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
+      `progress` counts scores.
     """
     devices, total = stream.devices, len(stream.corpus)
     tile = min(_TILE, query_block)
-    most = -(-query_block // (tile * len(devices)))
-    merge = functools.partial(_merge_tiles, group=_group(stream.width, k), total=total)
+    merge = functools.partial(_merge_tiles, group=group_of(stream.width, k), total=total)
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
-    prepare = jax.pmap(operands, devices=devices)
     put = jax.pmap(lambda x: x, devices=devices)
 
-    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tiles = 1 << (-(-len(queries) // (tile * len(devices))) - 1).bit_length()  # for few compiled shapes
-        shape = (len(devices), min(tiles, most), tile)
-        padded = np.zeros((math.prod(shape), queries.shape[1]), queries.dtype)
-        padded[: len(queries)] = queries
-        padded = put(padded.reshape(*shape, -1))
-        best, ids = np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)
-        about, scored = [], 0
+    def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        padded = put(in_tiles(queries, tile, devices=len(devices), query_block=query_block))
+        shape = (*padded.shape[:-1], k)
+        best, ids = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32)
+        scored = 0
         for start, docs in stream:
-            docs, numbers = prepare(docs)
             jax.block_until_ready(best)  # only now: the read above overlapped the block before
             progress.add(scored)
             best, ids = merge(best, ids, padded, docs, start)
-            about.append(numbers)
             scored = len(queries) * min(stream.width, total - start)
         ids, best = (np.asarray(x).reshape(-1, k)[: len(queries)] for x in (ids, best))
         progress.add(scored)
-        return ids, best, np.max([numbers[0] for numbers in about], axis=0)
+        return ids, best
 
     return search
 
 
-def _group(width: int, k: int) -> int:
+def in_tiles(queries: np.ndarray, tile: int, *, devices: int, query_block: int) -> np.ndarray:
+    """Cuts queries into tiles that a device scores one after the other; there are few shapes in all.
+
+    Args:
+      queries: [q ≤ query_block, D] float.
+      tile: queries in a tile.
+      devices: each gets as many tiles.
+      query_block: the most queries that there ever are.
+
+    Returns:
+      [devices, tiles, tile, D], filled up with zeros.
+    """
+    tiles, most = (-(-count // (tile * devices)) for count in (len(queries), query_block))
+    shape = (devices, min(1 << (tiles - 1).bit_length(), most), tile)
+    padded = np.zeros((math.prod(shape), queries.shape[1]), queries.dtype)
+    padded[: len(queries)] = queries
+    return padded.reshape(*shape, -1)
+
+
+def group_of(width: int, k: int) -> int:
     """How many consecutive documents of so many share a maximum, a power of two.
 
     Top-K over the maxima and over the members of k groups is least work where both are as many.
@@ -124,8 +114,8 @@ def _merge(
     Args:
       best: [q, k] float32, the scores so far, descending.
       ids: [q, k] int32, their rows.
-      queries: [q, D] float32 or bfloat16.
-      docs: [n, D] of that, rows `start` to `start + n` of the corpus, n a multiple of `group`.
+      queries: [q, D] float32.
+      docs: [n, D] float, rows `start` to `start + n` of the corpus, n a multiple of `group`.
       start: scalar int32.
       group: documents in a group.
       total: N; later rows are padding.
@@ -134,8 +124,8 @@ def _merge(
       best and ids, merged.
     """
     k, groups = best.shape[-1], docs.shape[0] // group
-    settings = {'precision': jax.lax.Precision.HIGHEST, 'preferred_element_type': jnp.float32}
-    scores = jnp.matmul(queries, docs.T, **settings).reshape(-1, groups, group)
+    scores = jnp.matmul(queries, docs.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    scores = scores.reshape(-1, groups, group)
     rows = start + jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
     maxima = jnp.max(jnp.where(rows < total, scores, -jnp.inf), axis=-1)
     _, chosen = jax.lax.top_k(maxima, min(k, groups))

@@ -5,11 +5,12 @@ float32. How far a rounded product is off is known, by Cauchy-Schwarz,
 
   |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
 
-Each query keeps its best K' > K documents by rounded products; these are scored again in float32. A document
-that was not kept has a rounded product of at most the K'-th. So where the K-th score is larger than that by
-e, the K are the exact ones; queries of which that is not so are searched for again by `exact`. Documents
-are taken relative to their mean, which changes no order, and makes e small where all of them point about the
-same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of float32 scores.
+Each query keeps its best K' > K documents by rounded products; these are scored again in float32. Those that
+were dropped have rounded products of at most what is known, on a host the K'-th. So where the K-th score is
+larger than that by e, the K are the exact ones; queries of which that is not so are searched for again by
+`exact`. Documents are taken relative to their mean, which changes no order, and makes e small where all of
+them point about the same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of
+float32 scores.
 """
 
 import functools
@@ -19,16 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax import exact, host
+from dvq_jax import device_screen, exact, host
 from dvq_jax.blocks import cut
 from dvq_jax.host_centers import SUM
 from dvq_jax.progress import Progress
-from dvq_jax.quantizer import to_bfloat16
 from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
-# Rows [q, K'] and their rounded products [q, K'], best first, and [q] how far those are off at most.
-Screened = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Rows [q, K'] and their rounded products [q, K'], best first, the most that one has of those that are dropped
+# [q], and how far rounded products are off at most [q].
+Screened = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
 _OF = 64  # documents for each that a query gets, at least
@@ -49,20 +50,22 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
     """Search by a screen on devices, and by `exact.on_devices` where that leaves the answer open.
 
     Args:
-      stream, k, query_block: as `exact.by_xla` takes them.
+      stream, k, query_block: as `exact.on_devices` takes them.
 
     Returns:
       As `exact.on_devices`.
     """
     corpus, middle = stream.corpus, _mean(stream.corpus)
-    operands = functools.partial(_rounded, middle=middle)
-    search = exact.by_xla(stream, _kept(len(corpus), k), operands=operands, query_block=query_block)
+    wide = min(len(corpus), k + max(k, 2 * _MORE))  # places cost little, and products are rounded once more
+    search = device_screen.search(stream, wide, middle=middle, query_block=query_block)
     ranked = jax.pmap(functools.partial(_ranked, k=k), devices=stream.devices)
 
     def screen(queries: np.ndarray, progress: Progress) -> Screened:
         coarse = queries.astype(jnp.bfloat16)
-        ids, products, reach = search(coarse, progress)
-        return ids, products, _error(queries, coarse, reach, middle)
+        ids, products, dropped, reach = search(coarse, progress)
+        error = _error(queries, coarse, reach, middle)
+        most = np.maximum(np.abs(products).max(axis=1), np.where(np.isfinite(dropped), np.abs(dropped), 0))
+        return ids, products, dropped, error + device_screen.ROUNDED * most
 
     def rank(queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if stream.kept is None:
@@ -122,11 +125,8 @@ def _search(
         nonlocal hopeless
         if hopeless:
             return plain(queries, progress)
-        ids, rounded, error = screen(queries, progress)
-        close, dropped = rounded >= (rounded[:, k - 1] - 2 * error)[:, None], rounded[:, -1]
-        if ids.shape[1] == len(corpus):
-            close[:], dropped = True, np.float32(-np.inf)
-        ids, scores = rank(queries, ids, close)
+        ids, products, dropped, error = screen(queries, progress)
+        ids, scores = rank(queries, ids, products >= (products[:, k - 1] - 2 * error)[:, None])
         rest = np.flatnonzero(scores[:, -1] - queries @ middle <= dropped + error)
         if len(rest):
             hopeless = len(rest) > len(queries) // 2
@@ -142,16 +142,8 @@ def _mean(corpus: np.ndarray) -> np.ndarray:
     return np.mean(corpus[rows], axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _rounded(docs: Array, middle: Array) -> tuple[Array, Array]:
-    """Documents [n, D] relative to the middle; their largest norm, and the most by which one is rounded."""
-    docs = docs.astype(jnp.float32) - middle
-    rounded = to_bfloat16(docs)
-    norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, docs - rounded)])
-    return rounded.astype(jnp.bfloat16), norms
-
-
 def _error(queries: np.ndarray, coarse: np.ndarray, reach: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """[q], how far products of rounded queries and documents, of which `_rounded` told, are off at most."""
+    """[q], how far products of rounded queries and documents, of which `rounded` told, are off at most."""
     moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
     sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
     error = moved * far + (sizes + moved) * docs_moved
@@ -161,9 +153,9 @@ def _error(queries: np.ndarray, coarse: np.ndarray, reach: np.ndarray, middle: n
 @functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
 def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
     """[q, n] float32 of rounded queries and documents, in `out`'s memory; and the largest norms so far."""
-    rounded, norms = _rounded(docs, middle)
+    near, norms = device_screen.rounded(docs, middle)
     contracted = (((1,), (1,)), ((), ()))
-    products = jax.lax.dot_general(queries, rounded, contracted, preferred_element_type=jnp.float32)
+    products = jax.lax.dot_general(queries, near, contracted, preferred_element_type=jnp.float32)
     return products, jnp.maximum(reach, norms)
 
 
@@ -193,7 +185,9 @@ def _screen_on_host(
         host.each(add, kept)
         view.clear()
         progress.add(len(queries) * (tile.stop - tile.start))
-    return *exact.best(kept), _error(queries, coarse, reach, middle)
+    ids, products = exact.best(kept)
+    dropped = products[:, -1] if wide < count else np.full(len(queries), -np.inf, np.float32)
+    return ids, products, dropped, _error(queries, coarse, reach, middle)
 
 
 def _rank(

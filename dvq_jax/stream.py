@@ -58,6 +58,7 @@ class Stream:
       corpus: as given.
       devices: as given.
       width: documents in a block; the last one is filled up with the last document.
+      blocks: how many there are.
       kept: [devices, n, D] of the corpus's dtype, all blocks, once they have been read; None where there is
         no room.
 
@@ -70,9 +71,9 @@ class Stream:
         # A memory map's own class is slow to index.
         self.corpus, self.devices, self.kept = np.asarray(corpus), devices, None
         self.width = width_of(len(corpus), largest)
-        self._blocks = -(-len(corpus) // self.width)
+        self.blocks = -(-len(corpus) // self.width)
         self._sent = 0  # blocks, that are kept
-        size = self._blocks * self.width * corpus.shape[1] * corpus.itemsize
+        size = self.blocks * self.width * corpus.shape[1] * corpus.itemsize
         self._keeps = size <= room(devices)
         self._send = jax.pmap(lambda _, docs: docs, in_axes=(0, None), devices=devices)
         # JAX keeps these functions, so they must not hold this object, and with it the corpus.
@@ -90,7 +91,7 @@ class Stream:
         )
 
     def __iter__(self) -> Iterator[tuple[int, Array]]:
-        for number in range(self._blocks):
+        for number in range(self.blocks):
             start = number * self.width
             if number < self._sent:
                 yield start, self._read(self.kept, start)
@@ -105,6 +106,6 @@ class Stream:
             yield start, docs
 
     def _empty(self) -> Array:
-        shape, kind = (self._blocks * self.width, self.corpus.shape[1]), self.corpus.dtype
+        shape, kind = (self.blocks * self.width, self.corpus.shape[1]), self.corpus.dtype
         make = jax.pmap(lambda _: jnp.zeros(shape, kind), devices=self.devices)
         return make(np.arange(len(self.devices)))
