@@ -3,8 +3,8 @@
 The peer quantizes as published implementations do, written plainly from the formulas: distances by a
 broadcast difference, [docs, M, K, S] values, a softmax of minus the distances, its arg max made one-hot, the
 straight-through sum of both, and a product with the codewords; ListNet over the documents of the whole batch;
-AdamW. Where JAX has a GPU it runs there too, and batches are where the steps are. Steps are taken one into the
-other, as training takes them, on an accelerator so many that launching them does not count.
+AdamW. Where JAX has a GPU it runs there too. Batches lie where the steps are; on an accelerator several steps
+are timed together, one launched into the other as training does.
 """
 
 import functools

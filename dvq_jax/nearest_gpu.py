@@ -1,11 +1,13 @@
 """The nearest center of few dimensions on a GPU: one kernel, and distances never leave its registers.
 
-XLA makes a product for each codebook, writes its [K, n] distances to memory and reads them twice again, in
-launches that take about as long. Codewords are too narrow, S = D/M numbers, for matrix units to help: here a
-thread multiplies and adds S times for each distance, which float32 does exactly as `quantizer.nearest` asks.
+XLA makes a product for each codebook, writes its [K, n] distances to memory, and reads them twice again, in
+launches that take about as long as the work. Float32 goes through the matrix units here, as a sum of three
+bfloat16 numbers: of the nine products of two such sums the six largest are off by less than float32's own
+rounding. A tie goes to the lowest index, and the same input gives the same bits.
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,11 @@ from jax.experimental.pallas import triton
 
 from dvq_jax.types import Array
 
-_ROWS = 64  # vectors that a program compares with all centers of a group
-_WARPS = 4
+_ROWS, _WARPS = 64, 4  # vectors that a program compares with all centers of a group, and its warps
+_LEAST = 16  # rows and columns of a matrix unit's operands
 _WIDEST, _MOST = 64, 256  # S and K up to which distances of so many vectors fit into registers
+# Which parts are multiplied, the smallest products first.
+_PRODUCTS = ((1, 1), (0, 2), (2, 0), (0, 1), (1, 0), (0, 0))
 
 
 def takes(centers: Array) -> bool:
@@ -30,42 +34,44 @@ def takes(centers: Array) -> bool:
 def _runs() -> bool:
     if jax.default_backend() != 'gpu':
         return False
-    few = np.zeros((_ROWS, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    few = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
     try:
-        with jax.ensure_compile_time_eval():
-            jax.block_until_ready(jax.jit(nearest)(*few))
-    except (RuntimeError, NotImplementedError, ValueError):  # Pallas does not know this one
+        jax.jit(nearest).lower(*few).compile()
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # not one that Pallas knows
+        print(f'codewords are found without a kernel: {error}', file=sys.stderr, flush=True)
         return False
     return True
 
 
 def nearest(
-    vectors: Array, centers: Array, norms: Array, *, interpret: bool = False
+    vectors: Array, centers: Array, norms: Array, *, rounded: bool = False, interpret: bool = False
 ) -> tuple[Array, Array]:
-    """As `quantizer.nearest` by products of float32.
+    """As `quantizer.nearest`.
 
     Args:
       vectors: [n, G, S] float32.
       centers: [G, K, S] float32, see `takes`.
       norms: [G, K] float32, ‖c‖² of them.
+      rounded: both have bfloat16's values already, so that one product does.
       interpret: run on any platform, slowly.
 
     Returns:
       As there: [n, G] int32 and [n, G] float32.
     """
     (rows, groups, width), count = vectors.shape, centers.shape[1]
-    words, blocks = max(16, pl.next_power_of_2(count)), pl.cdiv(rows, _ROWS)
     # An array in a kernel has a power of two of elements; what fills it up is never the nearest.
+    wide, words = (max(_LEAST, pl.next_power_of_2(size)) for size in (width, count))
+    blocks = pl.cdiv(rows, _ROWS)
     norms = jnp.pad(norms, ((0, 0), (0, words - count)), constant_values=jnp.inf)
-    by_coordinate = jnp.pad(jnp.moveaxis(centers, 2, 1), ((0, 0), (0, 0), (0, words - count)))
+    centers = jnp.pad(centers, ((0, 0), (0, words - count), (0, wide - width)))
     columns = jnp.moveaxis(vectors, 0, 2)
-    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, blocks * _ROWS - rows)))
+    columns = jnp.pad(columns, ((0, 0), (0, wide - width), (0, blocks * _ROWS - rows)))
     found = pl.pallas_call(
-        functools.partial(_kernel, width=width, words=words),
+        functools.partial(_kernel, pairs=_PRODUCTS[-1:] if rounded else _PRODUCTS),
         grid=(blocks, groups),
         in_specs=[
-            pl.BlockSpec((1, width, _ROWS), lambda block, group: (group, 0, block)),
-            pl.BlockSpec((1, width, words), lambda block, group: (group, 0, 0)),
+            pl.BlockSpec((1, wide, _ROWS), lambda block, group: (group, 0, block)),
+            pl.BlockSpec((1, words, wide), lambda block, group: (group, 0, 0)),
             pl.BlockSpec((1, words), lambda block, group: (group, 0)),
         ],
         out_specs=[pl.BlockSpec((1, _ROWS), lambda block, group: (group, block))] * 2,
@@ -73,17 +79,27 @@ def nearest(
         compiler_params=triton.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name='nearest',
-    )(columns, by_coordinate, norms)
+    )(columns, centers, norms)
     return tuple(part.T[:rows] for part in found)
 
 
-def _kernel(columns, centers, norms, chosen, least, *, width: int, words: int) -> None:
-    """References to [1, S, rows], [1, S, K], [1, K]; [1, rows] and [1, rows], which are written."""
-    products = jnp.zeros((_ROWS, words), jnp.float32)
-    for coordinate in range(width):
-        products += columns[0, coordinate, :][:, None] * centers[0, coordinate, :][None, :]
-    gaps = norms[0, :][None, :] - 2.0 * products
-    smallest = jnp.min(gaps, axis=1)
-    places = jax.lax.broadcasted_iota(jnp.int32, gaps.shape, 1)
-    chosen[0, :] = jnp.min(jnp.where(gaps == smallest[:, None], places, words), axis=1)
+def _kernel(columns, centers, norms, chosen, least, *, pairs: tuple[tuple[int, int], ...]) -> None:
+    """References to [1, S, rows], [1, K, S], [1, K]; [1, rows] and [1, rows], which are written."""
+    left, right = _parts(centers[0]), _parts(columns[0])
+    products = jnp.zeros((centers.shape[1], columns.shape[2]), jnp.float32)
+    for a, b in pairs:
+        products += jnp.dot(left[a], right[b], preferred_element_type=jnp.float32)
+    gaps = norms[0][:, None] - 2.0 * products
+    smallest = jnp.min(gaps, axis=0)
+    places = jax.lax.broadcasted_iota(jnp.int32, gaps.shape, 0)
+    chosen[0, :] = jnp.min(jnp.where(gaps == smallest[None, :], places, len(gaps)), axis=0)
     least[0, :] = smallest
+
+
+def _parts(x: Array) -> list[Array]:
+    """Three bfloat16 numbers for each of float32, whose sum it is."""
+    parts = []
+    for _ in range(3):
+        parts.append(x.astype(jnp.bfloat16))
+        x = x - parts[-1].astype(jnp.float32)
+    return parts

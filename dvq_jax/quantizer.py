@@ -84,9 +84,9 @@ def rotate(params: IndexParams, vectors: Array, *, products: Products = 'float32
 def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -> tuple[Array, Array]:
     """The nearest center of each vector in each group, one group at a time, so many distances at once.
 
-    A GPU has a kernel for codewords, `nearest_gpu`. Else it is written as a minimum over rows and a search for
-    it, which vectorise along the vectors: on a CPU XLA's argmin is a scalar loop, and a minimum within rows
-    takes half as long again.
+    A GPU has a kernel for codewords, `nearest_gpu`. Else it is a minimum over rows and a search for it, which
+    vectorise along the vectors: on a CPU XLA's argmin is a scalar loop, and a minimum within rows takes half
+    as long again.
 
     Args:
       vectors: [n, G, S] float32.
@@ -99,8 +99,9 @@ def nearest(vectors: Array, centers: Array, *, products: Products = 'float32') -
     """
     norms = jnp.sum(jnp.square(centers), axis=-1)
     if nearest_gpu.takes(centers):
-        operands = (vectors, centers) if products == 'float32' else map(to_bfloat16, (vectors, centers))
-        return nearest_gpu.nearest(*operands, norms)
+        rounded = products == 'bfloat16'
+        operands = map(to_bfloat16, (vectors, centers)) if rounded else (vectors, centers)
+        return nearest_gpu.nearest(*operands, norms, rounded=rounded)
 
     def one_group(group):
         group_vectors, group_centers, group_norms = group

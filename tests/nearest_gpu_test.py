@@ -1,7 +1,6 @@
-"""The GPU's kernel, interpreted, against the same by XLA; and that it is Triton's language that it becomes."""
+"""The GPU's kernel, interpreted, against the same by XLA; and that Triton's language is what it becomes."""
 
 import contextlib
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +59,15 @@ def test_the_quantizer_takes_it_where_it_runs_and_gradients_are_the_same(product
     wanted = step()
     calls = []
     monkeypatch.setattr(nearest_gpu, '_runs', lambda: True)
-    kernel = functools.partial(nearest_gpu.nearest, interpret=True)
-    monkeypatch.setattr(nearest_gpu, 'nearest', lambda *args: calls.append(args) or kernel(*args))
+    kernel = nearest_gpu.nearest
+
+    def recorded(*args, rounded):
+        calls.append(rounded)
+        return kernel(*args, rounded=rounded, interpret=True)
+
+    monkeypatch.setattr(nearest_gpu, 'nearest', recorded)
     found = step()
-    assert calls
+    assert set(calls) == {products == 'bfloat16'}
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -80,8 +84,9 @@ def test_there_is_none_without_a_gpu():
     assert not nearest_gpu._runs()
 
 
-def test_becomes_triton():
-    vectors, centers = some(0, 100, 3, 256, 12)
+@pytest.mark.parametrize('sizes', [(100, 3, 256, 12), (1, 1, 1, 1)])
+def test_becomes_triton(sizes):
+    vectors, centers = some(0, *sizes)
     with a_gpu():
         traced = jax.jit(nearest_gpu.nearest).trace(vectors, centers, jnp.sum(jnp.square(centers), axis=-1))
         assert 'triton' in traced.lower(lowering_platforms=('cuda',)).as_text()
