@@ -7,21 +7,20 @@ the best. How good a document can be that was dropped is known: no better than t
 block or of all.
 """
 
+import collections
 import functools
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax import exact
+from dvq_jax import exact, rounding
 from dvq_jax.progress import Progress
-from dvq_jax.quantizer import to_bfloat16
 from dvq_jax.stream import Stream
 from dvq_jax.types import Array
-
-ROUNDED = 2.0**-8  # by how much a written product is off at most, relative to itself
 
 _TILE = 4096  # queries that a device scores at once
 _FEWEST = 128  # documents of a block that a query keeps at least; a GPU's Top-K that does not sort ends there
@@ -29,9 +28,32 @@ _EVEN = 2  # and at least so many times what each block would have of the best w
 _PLACES = 16  # blocks between two cuts
 _ORDERLESS = {'is_stable': False} if 'is_stable' in inspect.signature(jax.lax.top_k).parameters else {}
 
-# Rows [q, K'], their products [q, K'], best first, the most that one has of those that are dropped [q], and
-# `rounded`'s norms.
-Chosen = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+class Chosen(NamedTuple):
+    """What was chosen for queries, on their devices.
+
+    Attributes:
+      queries: [devices, q, D] float32.
+      ids: [devices, q, K'] int32, rows of the corpus.
+      products: [devices, q, K'] float32, rounded, best first, relative to the middle.
+      dropped: [devices, q] float32, the most that any other document's may be.
+      error: [devices, q] float32, how far products are off at most.
+    """
+
+    queries: Array
+    ids: Array
+    products: Array
+    dropped: Array
+    error: Array
+
+
+class _State(NamedTuple):
+    """Of [tiles, q, places] of a device: products and rows; the most that was dropped [tiles, q]; `reach`."""
+
+    products: Array
+    ids: Array
+    dropped: Array
+    reach: Array
 
 
 def search(
@@ -46,75 +68,76 @@ def search(
       query_block: the most queries that a search is given.
 
     Returns:
-      search(queries [q ≤ query_block, D] bfloat16, progress) -> what was chosen; `progress` counts scores.
+      search(queries [q ≤ query_block, D] float32, progress) -> what was chosen, for as many as fill the tiles
+      of all devices; `progress` counts scores.
     """
     devices, total, blocks = stream.devices, len(stream.corpus), stream.blocks
     each = min(wide, stream.width, max(_FEWEST, _EVEN * -(-wide // blocks)))
     tile, places = min(_TILE, query_block), min(_PLACES, blocks)
     mapped = functools.partial(jax.pmap, devices=devices)
-    settings = {'each': each, 'first': wide, 'total': total}
-    add = mapped(functools.partial(_add, **settings), in_axes=(0, 0, 0, None, None), donate_argnums=0)
+    begin = mapped(functools.partial(_begin, places=wide + places * each))
+    prepare = mapped(rounding.rounded, in_axes=(0, None))
+    add = functools.partial(_add, each=each, first=wide, total=total)
+    add = mapped(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
     cut = mapped(functools.partial(_cut, wide=wide), donate_argnums=0)
-    prepare, put = mapped(rounded, in_axes=(0, None)), mapped(lambda x: x)
-    columns = wide + places * each
+    end = mapped(functools.partial(_end, wide=wide, total=total), in_axes=(0, 0, 0, None))
 
     def run(queries: np.ndarray, progress: Progress) -> Chosen:
-        padded = put(exact.in_tiles(queries, tile, devices=len(devices), query_block=query_block))
-        shape = padded.shape[:-1]
-        scores = np.full((*shape, columns), -np.inf, np.float32)
-        state = put((scores, np.zeros(scores.shape, np.int32), np.full(shape, -np.inf, np.float32)))
-        norms, place = [], 0
+        count = len(queries)
+        tiles = exact.in_tiles(queries, tile, devices=len(devices), query_block=query_block)
+        queries, coarse, state = begin(tiles)
+        ahead, place = collections.deque(), 0
         for start, docs in stream:
-            if len(norms) > 1:
-                jax.block_until_ready(norms[-2])  # devices are at the block before, and have what is next
-                progress.add(len(queries) * stream.width)
+            if len(ahead) == 2:  # devices are at the block before, and have the next one
+                jax.block_until_ready(ahead.popleft())
             if place == places:
                 state, place = cut(state), 0
-            docs, some = prepare(docs, middle)
-            state, place = add(state, padded, docs, start, place), place + 1
-            norms.append(some)
-        scores, ids, dropped = (np.asarray(x).reshape(-1, *x.shape[3:])[: len(queries)] for x in cut(state))
-        progress.add(len(queries) * (total - stream.width * max(0, len(norms) - 2)))
-        scores, ids = scores[:, :wide], ids[:, :wide]
-        if wide < total:
-            dropped = np.maximum(dropped, scores[:, -1])
-        return ids, scores, dropped, np.max([some[0] for some in norms], axis=0)
+            docs, reach = prepare(docs, middle)
+            state, place = add(state, coarse, docs, reach, start, place), place + 1
+            ahead.append(reach)
+            progress.add(count * min(stream.width, total - start))
+        return end(queries, coarse, cut(state), middle)
 
     return run
 
 
-def rounded(docs: Array, middle: Array) -> tuple[Array, Array]:
-    """Documents [n, D] relative to the middle; their largest norm, and the most by which one is rounded."""
-    docs = docs.astype(jnp.float32) - middle
-    near = to_bfloat16(docs)
-    norms = jnp.stack([jnp.linalg.norm(x, axis=1).max() for x in (docs, docs - near)])
-    return near.astype(jnp.bfloat16), norms
+def _begin(queries: Array, *, places: int) -> tuple[Array, Array, _State]:
+    """Queries [tiles, q, D], the same rounded, and nothing chosen."""
+    shape = (*queries.shape[:-1], places)
+    products, ids = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
+    state = _State(products, ids, jnp.full(shape[:-1], -jnp.inf), jnp.zeros(2))
+    return queries, queries.astype(jnp.bfloat16), state
 
 
 def _add(
-    state: tuple[Array, Array, Array],
+    state: _State,
     queries: Array,
     docs: Array,
+    reach: Array,
     start: Array,
     place: Array,
     *,
     each: int,
     first: int,
     total: int,
-) -> tuple[Array, Array, Array]:
-    """Writes the best of a block to a place of products and rows [tiles, q, ...]; dropped is [tiles, q]."""
-    scores, ids, dropped = state
+) -> _State:
+    """Writes the best of a block to a place behind the `first`."""
     best_of = functools.partial(_best, docs=docs, start=start, each=each, total=total)
-    new_scores, new_ids = jax.lax.map(best_of, queries)  # one after the other: scores of one tile are held
+    products, ids = jax.lax.map(best_of, queries)  # one after the other: products of one tile are held
+    dropped = state.dropped
     if each < len(docs):
-        dropped = jnp.maximum(dropped, jnp.min(new_scores, axis=-1))
-    at = (0, 0, first + place * each)
-    write = jax.lax.dynamic_update_slice
-    return write(scores, new_scores, at), write(ids, new_ids, at), dropped
+        dropped = jnp.maximum(dropped, jnp.min(products, axis=-1))
+    write, at = jax.lax.dynamic_update_slice, (0, 0, first + place * each)
+    return _State(
+        write(state.products, products, at),
+        write(state.ids, ids, at),
+        dropped,
+        jnp.maximum(state.reach, reach),
+    )
 
 
 def _best(queries: Array, *, docs: Array, start: Array, each: int, total: int) -> tuple[Array, Array]:
-    """Products and rows [q, each] of the best of a block [n, D], which may have rows beyond the last.
+    """Products and rows [q, each] of the best of a block [n, D], whose rows from `total` on are padding.
 
     First the best groups of consecutive documents by their maxima, then the best members of those.
     """
@@ -128,21 +151,31 @@ def _best(queries: Array, *, docs: Array, start: Array, each: int, total: int) -
     members = jnp.take_along_axis(products, chosen[:, :, None], axis=1).astype(jnp.float32)
     rows = start + chosen[:, :, None] * group + jnp.arange(group, dtype=jnp.int32)
     members = jnp.where(rows < total, members, -jnp.inf)
-    scores, places = jax.lax.top_k(members.reshape(len(queries), -1), each, **_ORDERLESS)
-    return scores, jnp.take_along_axis(rows.reshape(len(queries), -1), places, axis=-1)
+    best, places = jax.lax.top_k(members.reshape(len(queries), -1), each, **_ORDERLESS)
+    return best, jnp.take_along_axis(rows.reshape(len(queries), -1), places, axis=-1)
 
 
-def _cut(state: tuple[Array, Array, Array], *, wide: int) -> tuple[Array, Array, Array]:
+def _cut(state: _State, *, wide: int) -> _State:
     """Leaves the best of each query, in the first places."""
-    scores, ids, dropped = state
 
     def one(tile: tuple[Array, Array]) -> tuple[Array, Array]:
-        scores, ids = tile
-        best, places = jax.lax.top_k(scores, wide)
-        rest = jnp.full((len(scores), scores.shape[1] - wide), -jnp.inf)
-        return (
-            jnp.concatenate([best, rest], axis=1),
-            ids.at[:, :wide].set(jnp.take_along_axis(ids, places, axis=1)),
-        )
+        products, ids = tile
+        best, places = jax.lax.top_k(products, wide)
+        ids = ids.at[:, :wide].set(jnp.take_along_axis(ids, places, axis=1))
+        return jnp.full_like(products, -jnp.inf).at[:, :wide].set(best), ids
 
-    return *jax.lax.map(one, (scores, ids)), dropped
+    products, ids = jax.lax.map(one, (state.products, state.ids))
+    return state._replace(products=products, ids=ids)
+
+
+def _end(queries: Array, coarse: Array, state: _State, middle: Array, *, wide: int, total: int) -> Chosen:
+    """What a cut has left."""
+    products, ids, dropped = state.products[..., :wide], state.ids[..., :wide], state.dropped
+    if wide < total:
+        dropped = jnp.maximum(dropped, products[..., -1])
+    # What was dropped is smaller than its bound where that is not finite, for there is nothing.
+    least = jnp.where(jnp.isfinite(dropped), jnp.abs(dropped), 0.0)
+    most = jnp.maximum(jnp.max(jnp.abs(products), axis=-1), least)
+    error = rounding.error(queries, coarse, state.reach, middle) + rounding.WRITTEN * most
+    found = Chosen(queries, ids, products, dropped, error)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)

@@ -20,13 +20,13 @@ import numpy as np
 from dvq_jax import host
 from dvq_jax.blocks import cut
 from dvq_jax.quantizer import to_bfloat16
+from dvq_jax.rounding import SUM
 from dvq_jax.types import Array
 
 _FEWEST = 2**34  # multiplications from which on a screen pays, for it compiles
 ROWS = 2048  # vectors that a call of XLA takes,
 _BLOCK = 128  # and that it compares at once: their distances should stay in a core's cache
 _DISTANCES = 2**20  # that BLAS computes at once, for the same reason
-SUM = 2.0**-22  # what float32 sums may lose a dimension, of the product of the norms
 
 
 def _with_one(vectors: np.ndarray) -> np.ndarray:

@@ -1,16 +1,11 @@
 """The exact Top-K where there are matrix units for bfloat16: rounded products choose, float32 ranks.
 
 Accelerators and some hosts' cores (`host.has_matrix_units`) multiply bfloat16 several times as fast as
-float32. How far a rounded product is off is known, by Cauchy-Schwarz,
-
-  |⟨q̃, d̃⟩ − ⟨q, d⟩| ≤ e = ‖q − q̃‖·‖d‖ + ‖q̃‖·‖d − d̃‖.
-
-Each query keeps its best K' > K documents by rounded products; these are scored again in float32. Those that
-were dropped have rounded products of at most what is known, on a host the K'-th. So where the K-th score is
-larger than that by e, the K are the exact ones; queries of which that is not so are searched for again by
-`exact`. Documents are taken relative to their mean, which changes no order, and makes e small where all of
-them point about the same way; it grows with the largest norm. Exact is, as anywhere, up to the rounding of
-float32 scores.
+float32. How far a rounded product is off at most, e, is known (`rounding`). Each query keeps its best K' > K
+documents by rounded products, and these are scored again in float32. What was dropped has rounded products of
+at most what is known too, on a host the K'-th. So where the K-th score is larger than that by e, the K are
+the exact ones; queries of which that is not so are searched for again by `exact`. Exact is, as anywhere, up
+to the rounding of float32 scores.
 """
 
 import functools
@@ -20,16 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax import device_screen, exact, host
+from dvq_jax import device_screen, exact, host, rounding
 from dvq_jax.blocks import cut
-from dvq_jax.host_centers import SUM
 from dvq_jax.progress import Progress
 from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
-# Rows [q, K'] and their rounded products [q, K'], best first, the most that one has of those that are dropped
-# [q], and how far rounded products are off at most [q].
-Screened = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+# Rows [q, k] and their scores [q, k], best first, and whether a query is to be searched for again [q].
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _FEWEST = 2**27  # scores from which on this pays, for it compiles, and ranks K' documents again
 _OF = 64  # documents for each that a query gets, at least
@@ -57,28 +50,19 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
     """
     corpus, middle = stream.corpus, _mean(stream.corpus)
     wide = min(len(corpus), k + max(k, 2 * _MORE))  # places cost little, and products are rounded once more
-    search = device_screen.search(stream, wide, middle=middle, query_block=query_block)
-    ranked = jax.pmap(functools.partial(_ranked, k=k), devices=stream.devices)
+    choose = device_screen.search(stream, wide, middle=middle, query_block=query_block)
+    ranked = functools.partial(_ranked, k=k)
+    ranked = jax.pmap(ranked, in_axes=(0, 0, None), devices=stream.devices)
 
-    def screen(queries: np.ndarray, progress: Progress) -> Screened:
-        coarse = queries.astype(jnp.bfloat16)
-        ids, products, dropped, reach = search(coarse, progress)
-        error = _error(queries, coarse, reach, middle)
-        most = np.maximum(np.abs(products).max(axis=1), np.where(np.isfinite(dropped), np.abs(dropped), 0))
-        return ids, products, dropped, error + device_screen.ROUNDED * most
+    def answer(queries: np.ndarray, progress: Progress) -> Answer:
+        found = choose(queries, progress)
+        if stream.kept is not None:
+            found = ranked(stream.kept, found, middle)
+            return tuple(np.array(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
+        _, *found = (np.asarray(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
+        return _ranked_on_host(corpus, queries, *found, middle=middle, k=k, corpus_block=stream.width)
 
-    def rank(queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if stream.kept is None:
-            return _rank(corpus, queries, ids, wanted, k, stream.width)
-        tiles = -(-len(queries) // (_RANKED * len(stream.devices)))
-        padding = [(0, _RANKED * len(stream.devices) * tiles - len(queries)), (0, 0)]
-        shape = (len(stream.devices), tiles, _RANKED, -1)
-        ids, queries = (np.pad(x, padding).reshape(shape) for x in (ids, queries))
-        found = ranked(stream.kept, ids, queries)
-        return tuple(np.array(x).reshape(-1, k)[: len(wanted)] for x in found)  # to be written to
-
-    plain = exact.on_devices(stream, k, query_block=query_block)
-    return _search(corpus, k, screen=screen, rank=rank, plain=plain, middle=middle)
+    return _search(answer, exact.on_devices(stream, k, query_block=query_block))
 
 
 def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
@@ -95,13 +79,11 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     corpus = np.asarray(corpus)  # a memory map's own class is slow to index
     middle, plain = _mean(corpus), exact.on_host(corpus, k, corpus_block=corpus_block)
 
-    def screen(queries: np.ndarray, progress: Progress) -> Screened:
-        return _screen_on_host(corpus, queries, middle, _kept(len(corpus), k), progress)
+    def answer(queries: np.ndarray, progress: Progress) -> Answer:
+        found = _screen_on_host(corpus, queries, middle, _kept(len(corpus), k), progress)
+        return _ranked_on_host(corpus, queries, *found, middle=middle, k=k, corpus_block=corpus_block)
 
-    def rank(queries: np.ndarray, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _rank(corpus, queries, ids, wanted, k, corpus_block)
-
-    return _search(corpus, k, screen=screen, rank=rank, plain=plain, middle=middle)
+    return _search(answer, plain)
 
 
 def _kept(count: int, k: int) -> int:
@@ -109,25 +91,16 @@ def _kept(count: int, k: int) -> int:
     return min(count, k + max(k // 2, _MORE))
 
 
-def _search(
-    corpus: np.ndarray,
-    k: int,
-    *,
-    screen: Callable[[np.ndarray, Progress], Screened],
-    rank: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    plain: exact.Search,
-    middle: np.ndarray,
-) -> exact.Search:
-    """Search by a screen, whose rows are ranked, and by a plain search where that leaves the answer open."""
+def _search(answer: Callable[[np.ndarray, Progress], Answer], plain: exact.Search) -> exact.Search:
+    """Search by what answers most queries, and by a plain search where that leaves the answer open."""
     hopeless = False
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         nonlocal hopeless
         if hopeless:
             return plain(queries, progress)
-        ids, products, dropped, error = screen(queries, progress)
-        ids, scores = rank(queries, ids, products >= (products[:, k - 1] - 2 * error)[:, None])
-        rest = np.flatnonzero(scores[:, -1] - queries @ middle <= dropped + error)
+        ids, scores, again = answer(queries, progress)
+        rest = np.flatnonzero(again)
         if len(rest):
             hopeless = len(rest) > len(queries) // 2
             uncounted = Progress('mine', total=None, unit='scores', every=float('inf'))
@@ -142,18 +115,10 @@ def _mean(corpus: np.ndarray) -> np.ndarray:
     return np.mean(corpus[rows], axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _error(queries: np.ndarray, coarse: np.ndarray, reach: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """[q], how far products of rounded queries and documents, of which `rounded` told, are off at most."""
-    moved = np.linalg.norm(queries - coarse.astype(np.float32), axis=1)
-    sizes, (far, docs_moved) = np.linalg.norm(queries, axis=1), np.asarray(reach)
-    error = moved * far + (sizes + moved) * docs_moved
-    return error + SUM * queries.shape[1] * sizes * (far + np.linalg.norm(middle))
-
-
 @functools.partial(jax.jit, donate_argnames='out', keep_unused=True)
 def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Array) -> tuple[Array, Array]:
     """[q, n] float32 of rounded queries and documents, in `out`'s memory; and the largest norms so far."""
-    near, norms = device_screen.rounded(docs, middle)
+    near, norms = rounding.rounded(docs, middle)
     contracted = (((1,), (1,)), ((), ()))
     products = jax.lax.dot_general(queries, near, contracted, preferred_element_type=jnp.float32)
     return products, jnp.maximum(reach, norms)
@@ -161,7 +126,8 @@ def _products(queries: Array, docs: Array, middle: Array, reach: Array, out: Arr
 
 def _screen_on_host(
     corpus: np.ndarray, queries: np.ndarray, middle: np.ndarray, wide: int, progress: Progress
-) -> Screened:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `device_screen.Chosen`, without the queries."""
     count, dim = corpus.shape
     width = 1 << (min(max(_SCORES // len(queries), 1), _WIDEST).bit_length() - 1)
     kept = exact.reservoirs(len(queries), wide, width)
@@ -187,7 +153,25 @@ def _screen_on_host(
         progress.add(len(queries) * (tile.stop - tile.start))
     ids, products = exact.best(kept)
     dropped = products[:, -1] if wide < count else np.full(len(queries), -np.inf, np.float32)
-    return ids, products, dropped, _error(queries, coarse, reach, middle)
+    return ids, products, dropped, rounding.error(queries, coarse, np.asarray(reach), middle)
+
+
+def _ranked_on_host(
+    corpus: np.ndarray,
+    queries: np.ndarray,
+    ids: np.ndarray,
+    products: np.ndarray,
+    dropped: np.ndarray,
+    error: np.ndarray,
+    *,
+    middle: np.ndarray,
+    k: int,
+    corpus_block: int,
+) -> Answer:
+    """The best k by float32 of what was chosen: of those rows whose products say that they may be."""
+    wanted = products >= (products[:, k - 1] - 2 * error)[:, None]
+    ids, scores = _rank(corpus, queries, ids, wanted, k, corpus_block)
+    return ids, scores, scores[:, -1] - queries @ middle <= dropped + error
 
 
 def _rank(
@@ -214,14 +198,19 @@ def _rank(
     return exact.rows_of(keys), exact.scores_of(keys)
 
 
-def _ranked(corpus: Array, ids: Array, queries: Array, *, k: int) -> tuple[Array, Array]:
-    """As `_rank` of all rows, on a device with the corpus [n, D]; rows and queries are [tiles, q, ...]."""
-    ids = jnp.sort(ids, axis=-1)  # top_k prefers earlier positions: ties go to the lowest row
+def _ranked(
+    corpus: Array, found: device_screen.Chosen, middle: Array, *, k: int
+) -> tuple[Array, Array, Array]:
+    """An `Answer` on a device with the corpus [n, D], from all that was chosen."""
+    ids = jnp.sort(found.ids, axis=-1)  # top_k prefers earlier positions: ties go to the lowest row
 
     def score(part: tuple[Array, Array]) -> Array:
-        rows, queries = part
+        rows, query = part
         # Not a product of matrices, which would round, and of which equal rows need not tie.
-        return jnp.sum(corpus[rows].astype(jnp.float32) * queries[:, None], axis=-1)
+        return jnp.sum(corpus[rows].astype(jnp.float32) * query, axis=-1)
 
-    scores, places = jax.lax.top_k(jax.lax.map(score, (ids, queries)), k)
-    return jnp.take_along_axis(ids, places, axis=-1), scores
+    scores = jax.lax.map(score, (ids, found.queries), batch_size=_RANKED)
+    scores, places = jax.lax.top_k(scores, k)
+    center = jnp.matmul(found.queries, middle, precision=jax.lax.Precision.HIGHEST)
+    again = scores[:, -1] - center <= found.dropped + found.error
+    return jnp.take_along_axis(ids, places, axis=-1), scores, again

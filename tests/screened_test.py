@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import exact, host, screened, stream
+from dvq_jax import exact, host, rounding, screened, stream
 from dvq_jax.progress import Progress
 
 
@@ -24,7 +24,7 @@ def vectors(seed, rows, *, dim=32, same=0.0, size=1.0):
     return (size * (rng.normal(size=(rows, dim)) + 10 * same * common)).astype(np.float32)
 
 
-def rounding(vector):
+def taken_away(vector):
     """What bfloat16 takes away of a vector."""
     return vector - vector.astype(jnp.bfloat16).astype(np.float32)
 
@@ -43,7 +43,7 @@ def test_rounded_products_are_as_near_as_the_bound_says(seed, same, size):
 @pytest.mark.parametrize('worst', ['query', 'document'])
 def test_the_bound_is_reached_by_what_lies_along_the_rounding(worst):
     one = vectors(7, 1)[0]
-    other = rounding(one).astype(jnp.bfloat16).astype(np.float32)
+    other = taken_away(one).astype(jnp.bfloat16).astype(np.float32)
     query, doc = (one, other) if worst == 'query' else (other, one)
     corpus = np.stack([doc, -doc])  # about 0
     _, rounded, _, error = screened._screen_on_host(corpus, query[None], screened._mean(corpus), 2, silent())
@@ -124,7 +124,7 @@ def test_does_without_the_screen_where_it_leaves_most_queries_open(on, monkeypat
     for found, wanted in zip(search(queries, silent()), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
     monkeypatch.setattr(screened, '_rank', lambda *_: pytest.fail('the screen was hopeless'))
-    monkeypatch.setattr(screened, '_error', lambda *_: pytest.fail('the screen was hopeless'))
+    monkeypatch.setattr(rounding, 'error', lambda *_: pytest.fail('the screen was hopeless'))
     np.testing.assert_array_equal(search(queries, silent())[0], expected[0])
 
 

@@ -1,0 +1,58 @@
+"""What a device chooses by rounded products: the best, or what it says of those that it has dropped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvq_jax import device_screen, screened, stream
+from dvq_jax.progress import Progress
+
+DIM = 16
+
+
+def vectors(seed, rows):
+    return np.random.default_rng(seed).normal(size=(rows, DIM)).astype(np.float32)
+
+
+def chosen(corpus, queries, wide, *, largest, query_block=64):
+    some = stream.Stream(corpus, jax.local_devices(), largest=largest)
+    middle = screened._mean(corpus)
+    search = device_screen.search(some, wide, middle=middle, query_block=query_block)
+    found = search(queries, Progress('mine', total=None, unit='scores', every=float('inf')))
+    rows = (np.asarray(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
+    return device_screen.Chosen(*rows), middle
+
+
+@pytest.mark.parametrize('largest', [3000, 400, 90])  # one block, some, and so many that they are cut often
+@pytest.mark.parametrize('fewest', [3, 500])  # a block drops some, or none
+@pytest.mark.parametrize('order', ['any', 'best last', 'best first'])
+def test_what_is_dropped_is_no_better_than_it_says(largest, fewest, order, monkeypatch):
+    monkeypatch.setattr(device_screen, '_FEWEST', fewest)
+    monkeypatch.setattr(device_screen, '_PLACES', 4)
+    monkeypatch.setattr(device_screen, '_TILE', 16)
+    corpus, queries, wide = vectors(1, 2010), vectors(2, 40), 50
+    if order != 'any':
+        ranks = np.argsort(corpus @ queries[0])
+        corpus = corpus[ranks if order == 'best last' else ranks[::-1]]
+    found, middle = chosen(corpus, queries, wide, largest=largest)
+    true = queries.astype(np.float64) @ (corpus - middle).T.astype(np.float64)
+    own = np.take_along_axis(true, found.ids, axis=1)
+    assert all(len(set(ids)) == wide for ids in found.ids)
+    assert np.all(np.diff(found.products, axis=1) <= 0)
+    assert np.all(np.abs(own - found.products) <= found.error[:, None])
+    np.put_along_axis(true, found.ids, -np.inf, axis=1)
+    assert np.all(true.max(axis=1) <= found.dropped + found.error)
+    np.testing.assert_array_equal(found.queries, queries)
+
+
+def test_all_documents_may_be_wanted():
+    corpus, queries = vectors(1, 130), vectors(2, 3)
+    found, _ = chosen(corpus, queries, 130, largest=50)
+    np.testing.assert_array_equal(np.sort(found.ids, axis=1), np.tile(np.arange(130), (3, 1)))
+    assert np.all(found.dropped == -np.inf) and np.all(np.isfinite(found.error))
+
+
+def test_products_are_written_in_bfloat16():
+    found, _ = chosen(vectors(1, 500), vectors(2, 3), 20, largest=500)
+    np.testing.assert_array_equal(found.products, found.products.astype(jnp.bfloat16).astype(np.float32))
