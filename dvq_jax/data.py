@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dvq_jax import files
+from dvq_jax import files, host
+from dvq_jax.blocks import cut
 from dvq_jax.errors import InputError
 from dvq_jax.parquet import open_parquet
 
-_ROWS = 65536  # rows that a scan looks at together
+_ROWS = 8192  # rows that a thread of a scan looks at together
 _SAMPLE = 1024  # rows that a fingerprint reads
 
 
@@ -92,11 +93,17 @@ def check_finite(embeddings: np.ndarray, path: str | os.PathLike) -> None:
     Raises:
       InputError: names the first bad row.
     """
-    for start in range(0, len(embeddings), _ROWS):
-        block = embeddings[start : start + _ROWS]
-        bad = ~np.isfinite(block).all(axis=1)
-        if bad.any():
-            row = start + int(bad.argmax())
+    kind = np.dtype(f'u{embeddings.itemsize}')
+    infinity, unsigned = np.array(np.inf, embeddings.dtype).view(kind), kind.type(np.iinfo(kind).max >> 1)
+
+    def first_bad(rows: slice) -> int | None:
+        # Bits without the sign: those of NaN and infinity are the largest, and integers are quick to compare.
+        bits = np.ascontiguousarray(embeddings[rows]).view(kind)
+        bad = np.max(bits & unsigned, axis=1) >= infinity
+        return rows.start + int(bad.argmax()) if bad.any() else None
+
+    for row in host.on_threads(first_bad, cut(len(embeddings), _ROWS)):
+        if row is not None:
             raise InputError(f'{path}: row {row} (from 0) holds NaN or infinity; encode it again or drop it.')
 
 

@@ -100,8 +100,8 @@ def place(placement: str, corpus: np.ndarray) -> Placed | None:
         rows = _empty((count, corpus.shape[1]), kind)
         for start in range(0, count, block):
             some = [np.asarray(corpus[begin : begin + block], kind) for begin in first + start]
-            padded = np.stack([np.pad(part, ((0, block - len(part)), (0, 0))) for part in some])
-            rows = _write()(rows, padded, start)
+            full = [part if len(part) == block else np.resize(part, (block, part.shape[1])) for part in some]
+            rows = _write()(rows, np.stack(full), start)
             progress.add(block)
         rows.block_until_ready()
     except jax.errors.JaxRuntimeError as error:

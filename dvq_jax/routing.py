@@ -29,15 +29,16 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from dvq_jax import blocks, preemption, stages
+from dvq_jax import blocks, host, preemption, stages
 from dvq_jax.codewords import sums_on_host
-from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, over_rows
+from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _PARTS = 8  # of the corpus, whose sums are added up in order: the number of processes is not seen in them
+_SUMMED = 65_536  # documents that a thread sums
 _BATCH = 512  # queries in a step
 _DEPTH = 50  # of the Top-K, documents that a query is led to
 _QUERIES = 32  # that decide on a document's list
@@ -138,10 +139,19 @@ class _Sums:
         """Sums a block."""
         own = self.blocks[number]
         sums, squares = np.zeros((self._count, self._corpus.shape[1])), np.zeros(1)
-        for rows, block in by_blocks(self._corpus[own]):
-            squares += np.sum(np.vecdot(block, block), dtype=np.float64)
-            sums += sums_on_host(self._lists[own][rows], block, words=self._count)
-            progress.add(len(block))
+
+        def share(part: slice) -> tuple[np.ndarray, float, int]:
+            docs, lists = self._corpus[own][part], self._lists[own][part]
+            total, square = np.zeros(sums.shape, np.float32), 0.0
+            for rows, block in by_blocks(docs):
+                square += np.sum(np.vecdot(block, block), dtype=np.float64)
+                total += sums_on_host(lists[rows], block, words=self._count)
+            return total, square, len(docs)
+
+        for total, square, count in host.on_threads(share, blocks.cut(own.stop - own.start, _SUMMED)):
+            sums += total
+            squares += square
+            progress.add(count)
         return {'sums': sums, 'squares': squares}
 
 
@@ -268,6 +278,14 @@ def _cheapest(
     return jnp.min(jnp.where(costs == least, jnp.arange(len(centroids)), len(centroids)), axis=1)
 
 
+def _cheapest_block(
+    centroids: Array, prices: Array, probed_by: Array, degrees: Array, gain: Array, *rows: Array
+) -> Array:
+    """`_cheapest` of more documents than go together: each has a row of L numbers."""
+    cheapest = functools.partial(_cheapest, centroids, prices, probed_by, degrees, gain)
+    return by_rows(cheapest, *rows)
+
+
 def assign(
     centroids: np.ndarray,
     corpus: np.ndarray,
@@ -311,5 +329,6 @@ def assign(
 
     probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
     shared = (centroids, prices, probed, degrees, gain)
-    settings = {'size': ROWS, 'label': 'route documents', 'parts': where('lists')}
-    return over_rows(_cheapest, shared, read, len(corpus), **settings)
+    size = BLOCK if len(corpus) > jax.local_device_count() * ROWS else ROWS
+    settings = {'size': size, 'label': 'route documents', 'parts': where('lists')}
+    return over_rows(_cheapest_block, shared, read, len(corpus), **settings)
