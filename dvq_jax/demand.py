@@ -54,13 +54,18 @@ class Demand:
           [n, count] int32, rows of `queries`, Q where there are fewer; [n, count] float32, their weights, 0
           there; and [n, count] float32, the teacher's scores.
         """
-        places = self.offsets[documents][:, None] + np.arange(count)
-        real = places < self.offsets[np.asarray(documents) + 1][:, None]
-        places = np.where(real, places, 0)
-        rows, ranks = self.rows[places], self.ranks[places]
-        weights = np.where(real, 1.0 / (1.0 + ranks / _HALF), 0.0).astype(np.float32)
-        scores = np.where(real, self.topk_scores[rows, ranks], 0.0).astype(np.float32)
-        return np.where(real, rows, len(self.queries)).astype(np.int32), weights, scores
+        first = self.offsets[documents]
+        counts = np.minimum(self.offsets[np.asarray(documents) + 1] - first, count)
+        real = np.arange(count) < counts[:, None]
+        # Most documents have few: only those are looked up.
+        places = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(np.sum(counts))
+        found, ranks = self.rows[places], self.ranks[places]
+        shape = (len(counts), count)
+        rows, weights = np.full(shape, len(self.queries), np.int32), np.zeros(shape, np.float32)
+        scores = np.zeros(shape, np.float32)
+        rows[real], weights[real] = found, 1.0 / (1.0 + ranks / _HALF)
+        scores[real] = self.topk_scores[found, ranks]
+        return rows, weights, scores
 
 
 def score_spread(topk_scores: np.ndarray) -> float:

@@ -37,7 +37,7 @@ class Chosen(NamedTuple):
       ids: [devices, q, K'] int32, rows of the corpus.
       products: [devices, q, K'] float32, rounded, best first, relative to the middle.
       dropped: [devices, q] float32, the most that any other document's may be.
-      error: [devices, q] float32, how far products are off at most.
+      error: [devices, q] float32, how far products from the k-th on are off at most.
     """
 
     queries: Array
@@ -57,13 +57,14 @@ class _State(NamedTuple):
 
 
 def search(
-    stream: Stream, wide: int, *, middle: np.ndarray, query_block: int
+    stream: Stream, k: int, wide: int, *, middle: np.ndarray, query_block: int
 ) -> Callable[[np.ndarray, Progress], Chosen]:
     """Search by rounded products.
 
     Args:
       stream: the corpus, on devices each of which takes a share of the queries.
-      wide: K', how many documents a query gets, at most N.
+      k: how many documents a query is to get in the end.
+      wide: K', how many it gets here, k to N.
       middle: [D] float32, what documents are taken relative to.
       query_block: the most queries that a search is given.
 
@@ -76,23 +77,23 @@ def search(
     tile, places = min(_TILE, query_block), min(_PLACES, blocks)
     mapped = functools.partial(jax.pmap, devices=devices)
     begin = mapped(functools.partial(_begin, places=wide + places * each))
-    prepare = mapped(rounding.rounded, in_axes=(0, None))
+    middle = jnp.asarray(middle)
+    rounded = stream.through(functools.partial(rounding.rounded, middle=middle))
     add = functools.partial(_add, each=each, first=wide, total=total)
     add = mapped(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
     cut = mapped(functools.partial(_cut, wide=wide), donate_argnums=0)
-    end = mapped(functools.partial(_end, wide=wide, total=total), in_axes=(0, 0, 0, None))
+    end = mapped(functools.partial(_end, k=k, wide=wide, total=total), in_axes=(0, 0, 0, None))
 
     def run(queries: np.ndarray, progress: Progress) -> Chosen:
         count = len(queries)
         tiles = exact.in_tiles(queries, tile, devices=len(devices), query_block=query_block)
         queries, coarse, state = begin(tiles)
         ahead, place = collections.deque(), 0
-        for start, docs in stream:
+        for start, (docs, reach) in rounded():
             if len(ahead) == 2:  # devices are at the block before, and have the next one
                 jax.block_until_ready(ahead.popleft())
             if place == places:
                 state, place = cut(state), 0
-            docs, reach = prepare(docs, middle)
             state, place = add(state, coarse, docs, reach, start, place), place + 1
             ahead.append(reach)
             progress.add(count * min(stream.width, total - start))
@@ -168,14 +169,15 @@ def _cut(state: _State, *, wide: int) -> _State:
     return state._replace(products=products, ids=ids)
 
 
-def _end(queries: Array, coarse: Array, state: _State, middle: Array, *, wide: int, total: int) -> Chosen:
+def _end(
+    queries: Array, coarse: Array, state: _State, middle: Array, *, k: int, wide: int, total: int
+) -> Chosen:
     """What a cut has left."""
     products, ids, dropped = state.products[..., :wide], state.ids[..., :wide], state.dropped
     if wide < total:
         dropped = jnp.maximum(dropped, products[..., -1])
-    # What was dropped is smaller than its bound where that is not finite, for there is nothing.
-    least = jnp.where(jnp.isfinite(dropped), jnp.abs(dropped), 0.0)
-    most = jnp.maximum(jnp.max(jnp.abs(products), axis=-1), least)
-    error = rounding.error(queries, coarse, state.reach, middle) + rounding.WRITTEN * most
+    # Which are in doubt is decided between the k-th and the best that was dropped, if anything was.
+    written = jnp.maximum(jnp.abs(products[..., k - 1]), jnp.where(dropped > -jnp.inf, jnp.abs(dropped), 0.0))
+    error = rounding.error(queries, coarse, state.reach, middle) + rounding.WRITTEN * written
     found = Chosen(queries, ids, products, dropped, error)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)

@@ -20,7 +20,8 @@ from dvq_jax.types import Array
 
 Search = Callable[[np.ndarray, Progress], tuple[np.ndarray, np.ndarray]]
 
-_TILE = 1024  # queries that a device scores at once: documents are read again for each tile
+# Queries that a device scores at once, and the fewest: documents are read again for each tile.
+_TILE, _FEW = 1024, 64
 # What a core of a host does: BLAS packs both sides of a product, which wants many rows of each, and 5 MB of
 # scores are read again while the last cache still has them.
 _QUERIES_ON_HOST = 1280
@@ -44,17 +45,18 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> Search:
       `progress` counts scores.
     """
     devices, total = stream.devices, len(stream.corpus)
-    tile = min(_TILE, query_block)
+    blocks = stream.through(lambda docs: docs.astype(jnp.float32))
     merge = functools.partial(_merge_tiles, group=group_of(stream.width, k), total=total)
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
     put = jax.pmap(lambda x: x, devices=devices)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        tile = min(_TILE, query_block, max(_FEW, 1 << (len(queries) - 1).bit_length()))
         padded = put(in_tiles(queries, tile, devices=len(devices), query_block=query_block))
         shape = (*padded.shape[:-1], k)
         best, ids = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32)
         scored = 0
-        for start, docs in stream:
+        for start, docs in blocks():
             jax.block_until_ready(best)  # only now: the read above overlapped the block before
             progress.add(scored)
             best, ids = merge(best, ids, padded, docs, start)
@@ -115,7 +117,7 @@ def _merge(
       best: [q, k] float32, the scores so far, descending.
       ids: [q, k] int32, their rows.
       queries: [q, D] float32.
-      docs: [n, D] float, rows `start` to `start + n` of the corpus, n a multiple of `group`.
+      docs: [n, D] float32, rows `start` to `start + n` of the corpus, n a multiple of `group`.
       start: scalar int32.
       group: documents in a group.
       total: N; later rows are padding.
@@ -124,7 +126,7 @@ def _merge(
       best and ids, merged.
     """
     k, groups = best.shape[-1], docs.shape[0] // group
-    scores = jnp.matmul(queries, docs.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.matmul(queries, docs.T, precision=jax.lax.Precision.HIGHEST)
     scores = scores.reshape(-1, groups, group)
     rows = start + jnp.arange(groups * group, dtype=jnp.int32).reshape(groups, group)
     maxima = jnp.max(jnp.where(rows < total, scores, -jnp.inf), axis=-1)

@@ -178,7 +178,13 @@ def _distortion(now: stages.Arrays) -> float:
     return float(now['squares'][0] - 2 * cross + norms) / float(np.sum(sizes))
 
 
-@functools.partial(jax.jit, static_argnames=('optimizer', 'temperature', 'tether'), donate_argnums=(0, 1))
+@functools.cache
+def _adam(steps: int) -> optax.GradientTransformation:
+    """Of rate 1, which decays: a round multiplies by its own, so that all rounds share a compiled step."""
+    return optax.adam(optax.cosine_decay_schedule(1.0, steps))
+
+
+@functools.partial(jax.jit, static_argnames='optimizer', donate_argnums=(0, 1))
 def _step(
     centroids: Array,
     opt_state: optax.OptState,
@@ -188,6 +194,7 @@ def _step(
     shares: Array,
     *,
     optimizer: optax.GradientTransformation,
+    rate: float,
     temperature: float,
     tether: float,
 ) -> tuple[Array, optax.OptState, Array]:
@@ -206,7 +213,7 @@ def _step(
 
     loss, gradient = jax.value_and_grad(loss_fn)(centroids)
     updates, opt_state = optimizer.update(gradient, opt_state, centroids)
-    return optax.apply_updates(centroids, updates), opt_state, loss
+    return centroids + rate * updates, opt_state, loss
 
 
 def _train(
@@ -216,7 +223,7 @@ def _train(
     centroids, lists = now['centroids'], now['lists']
     sizes = np.bincount(lists, minlength=len(centroids))
     rms = float(np.sqrt(np.mean(np.square(centroids, dtype=np.float64))))
-    optimizer = optax.adam(optax.cosine_decay_schedule(_RATE * rms, steps))
+    optimizer = _adam(steps)
     depth = min(_DEPTH, demand.topk_ids.shape[1])
     scores = demand.topk_scores[:, :depth] / (_TEACHER_TEMPERATURE * demand.spread)
     weights = np.exp(scores - scores[:, :1])
@@ -237,6 +244,7 @@ def _train(
             means,
             shares,
             optimizer=optimizer,
+            rate=_RATE * rms,
             temperature=_TEMPERATURE * demand.spread,
             tether=_TETHER / distortion,
         )

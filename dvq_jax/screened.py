@@ -50,7 +50,7 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
     """
     corpus, middle = stream.corpus, _mean(stream.corpus)
     wide = min(len(corpus), k + max(k, 2 * _MORE))  # places cost little, and products are rounded once more
-    choose = device_screen.search(stream, wide, middle=middle, query_block=query_block)
+    choose = device_screen.search(stream, k, wide, middle=middle, query_block=query_block)
     ranked = functools.partial(_ranked, k=k)
     ranked = jax.pmap(ranked, in_axes=(0, 0, None), devices=stream.devices)
 

@@ -1,7 +1,8 @@
 """A corpus as devices read it, a block after the other, many times over."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ class Stream:
         no room.
 
     Example:
-      for start, docs in Stream(corpus, jax.local_devices(), largest=131_072):
+      blocks = Stream(corpus, jax.local_devices(), largest=131_072).through(lambda docs: docs)
+      for start, docs in blocks():
           ...                         # docs [devices, width, D] are rows start to start + width
     """
 
@@ -76,13 +78,7 @@ class Stream:
         size = self.blocks * self.width * corpus.shape[1] * corpus.itemsize
         self._keeps = size <= room(devices)
         self._send = jax.pmap(lambda _, docs: docs, in_axes=(0, None), devices=devices)
-        # JAX keeps these functions, so they must not hold this object, and with it the corpus.
-        width, write = self.width, jax.lax.dynamic_update_slice
-        self._read = jax.pmap(
-            lambda kept, start: jax.lax.dynamic_slice(kept, (start, 0), (width, kept.shape[1])),
-            in_axes=(0, None),
-            devices=devices,
-        )
+        write = jax.lax.dynamic_update_slice
         self._write = jax.pmap(
             lambda kept, docs, start: write(kept, docs, (start, 0)),
             in_axes=(0, 0, None),
@@ -90,20 +86,47 @@ class Stream:
             donate_argnums=0,
         )
 
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
-        for number in range(self.blocks):
-            start = number * self.width
-            if number < self._sent:
-                yield start, self._read(self.kept, start)
-                continue
-            docs = self.corpus[start : start + self.width]
-            if len(docs) < self.width:
-                docs = np.pad(docs, ((0, self.width - len(docs)), (0, 0)), 'edge')
-            docs = self._send(np.arange(len(self.devices)), docs)
-            if self._keeps:
-                self.kept = self._write(self._empty() if self.kept is None else self.kept, docs, start)
-                self._sent += 1
-            yield start, docs
+    def through(self, function: Callable[[Array], Any]) -> Callable[[], Iterator[tuple[int, Any]]]:
+        """The blocks as a function makes them, of which it gets one [width, D] on each device.
+
+        Where blocks are kept it is compiled together with their reading, so that they are read once.
+
+        Args:
+          function: of a block.
+
+        Returns:
+          What iterates over (start, what the function makes, [devices, ...]), as often as it is called.
+        """
+        # JAX keeps these functions, so they must not hold this object, and with it the corpus.
+        width = self.width
+
+        def read(kept: Array, start: Array) -> Any:
+            return function(jax.lax.dynamic_slice(kept, (start, 0), (width, kept.shape[1])))
+
+        made = jax.pmap(function, devices=self.devices)
+        made_of_kept = jax.pmap(read, in_axes=(0, None), devices=self.devices)
+
+        def blocks() -> Iterator[tuple[int, Any]]:
+            for number in range(self.blocks):
+                start = number * self.width
+                if number < self._sent:
+                    yield start, made_of_kept(self.kept, start)
+                else:
+                    yield start, made(self._sent_block(number))
+
+        return blocks
+
+    def _sent_block(self, number: int) -> Array:
+        """A block from the host on all devices, which keep it where there is room."""
+        start = number * self.width
+        docs = self.corpus[start : start + self.width]
+        if len(docs) < self.width:
+            docs = np.pad(docs, ((0, self.width - len(docs)), (0, 0)), 'edge')
+        docs = self._send(np.arange(len(self.devices)), docs)
+        if self._keeps:
+            self.kept = self._write(self._empty() if self.kept is None else self.kept, docs, start)
+            self._sent += 1
+        return docs
 
     def _empty(self) -> Array:
         shape, kind = (self.blocks * self.width, self.corpus.shape[1]), self.corpus.dtype

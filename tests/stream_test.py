@@ -12,8 +12,9 @@ def corpus(count, kind=np.float16):
     return np.random.default_rng(0).normal(size=(count, 3)).astype(kind)
 
 
-def read(blocks):
-    return [(start, np.asarray(docs)) for start, docs in blocks]
+def read(found, times=1):
+    blocks = found.through(lambda docs: (docs, times * docs))()
+    return [(start, *map(np.asarray, made)) for start, made in blocks]
 
 
 @pytest.mark.parametrize('room', [0, float('inf')])
@@ -23,10 +24,11 @@ def test_blocks_are_the_corpus_whenever_it_is_read(room, kind, monkeypatch):
     docs = corpus(50, kind)
     found = stream.Stream(docs, jax.local_devices(), largest=20)
     for _ in range(2):
-        blocks = read(found)
-        assert [start for start, _ in blocks] == [found.width * number for number in range(3)]
-        joined = np.concatenate([block for _, block in blocks], axis=1)
+        blocks = read(found, times=3)
+        assert [start for start, *_ in blocks] == [found.width * number for number in range(3)]
+        joined, tripled = (np.concatenate(parts, axis=1) for parts in list(zip(*blocks, strict=True))[1:])
         assert joined.dtype == kind
+        np.testing.assert_array_equal(tripled, 3 * joined)
         np.testing.assert_array_equal(joined[:, :50], [docs])
         np.testing.assert_array_equal(joined[:, 50:], np.broadcast_to(docs[-1], joined[:, 50:].shape))
     assert (found.kept is None) == (not room)
@@ -37,7 +39,7 @@ def test_what_is_kept_is_sent_once(monkeypatch):
     found, sent = stream.Stream(corpus(50), jax.local_devices(), largest=20), []
     send = found._send
     monkeypatch.setattr(found, '_send', lambda *args: sent.append(1) or send(*args))
-    next(iter(found))  # a reading that was broken off
+    next(found.through(lambda docs: docs)())  # a reading that was broken off
     assert len(sent) == 1
     first, second = read(found), read(found)
     assert len(sent) == 3
