@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is read from the checkout
 
+import ml_collections
 import msmarco_stages
 import numpy as np
 import performance_tables
@@ -90,6 +91,20 @@ def _run_all(folder: pathlib.Path) -> dict[str, float]:
     return {**seconds, 'export': _export(folder, 'all_run')}
 
 
+def _kept_or_measured(
+    path: pathlib.Path, config: ml_collections.ConfigDict, size: msmarco_stages.Size
+) -> dict[str, Any]:
+    """What `msmarco_stages.measure` finds, which is kept: a call that was interrupted goes on with the export."""
+    of = {'size': vars(size), 'config': json.loads(config.to_json_best_effort())}
+    if path.exists() and (kept := json.loads(path.read_text(encoding='utf-8')))['of'] == of:
+        return kept['measured']
+    # In a process of its own, which leaves its memory to the next one.
+    measured = apart(functools.partial(msmarco_stages.measure, path.parent, config, size))
+    with files.atomic_file(path) as aside:
+        aside.write_text(json.dumps({'of': of, 'measured': measured}), encoding='utf-8')
+    return measured
+
+
 def _measure() -> dict[str, Any]:
     """Measures some, and says what all would take."""
     if not _WORKDIR.value:
@@ -106,8 +121,7 @@ def _measure() -> dict[str, Any]:
         some_documents=min(_SOME_DOCUMENTS.value, _DOCUMENTS.value),
         steps=_STEPS.value,
     )
-    # In a process of its own, which leaves its memory to the next one.
-    measured = apart(functools.partial(msmarco_stages.measure, folder, config, size))
+    measured = _kept_or_measured(folder / 'measured.json', config, size)
     calls = {**measured.pop('calls'), 'export': [(1, _export(folder, 'some_run'))]}
     stages = msmarco_stages.project(calls, config, size)
     seconds = {}

@@ -7,7 +7,7 @@ import numpy as np
 from dvq_jax import blocks, files, host
 
 _CLUSTERS = 20_000
-_BLOCK = 65536
+_BLOCK = 8192  # rows that a core makes at once: larger arrays are new memory each time
 
 
 def write_vectors(path: pathlib.Path, *, rows: int, dim: int, seed: int) -> None:

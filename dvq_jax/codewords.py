@@ -102,6 +102,27 @@ def sums_on_host(codes: np.ndarray, values: np.ndarray, *, words: int) -> np.nda
     return sparse.csc_array((ones, codes, columns), shape=(words, len(values))) @ values
 
 
+def sums_added(total: Array, codes: Array, values: Array) -> Array:
+    """As `sums` of one codebook, added to others, in an order that is always the same, as a scatter's is not.
+
+    What the vectors of each code that they have sum up to is a product with one-hot columns; that goes to as
+    many different rows.
+
+    Args:
+      total: [K, W] float32.
+      codes: [n] int32, n of at most about a thousand.
+      values: [n, W] float32.
+
+    Returns:
+      [K, W] float32.
+    """
+    count = len(codes)
+    own, places = jnp.unique(codes, size=count, fill_value=len(total), return_inverse=True)
+    own = jnp.where(own < len(total), own, len(total) + jnp.arange(count))  # what fills up is different too
+    found = _product(_one_hot(places.astype(jnp.int32), count), values)
+    return total.at[own].add(found, mode='drop', indices_are_sorted=True, unique_indices=True)
+
+
 def _forward(codebooks: Array, codes: Array) -> tuple[Array, tuple[Array, Array]]:
     return pick(codebooks, codes), (codebooks, codes)
 

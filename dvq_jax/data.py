@@ -142,6 +142,8 @@ def gather(
     if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) == 1):  # a run, which needs no second copy
         run = corpus[flat[0] : flat[-1] + 1]
         return np.array(run, kind, copy=copy or None).reshape(*rows.shape, -1)
+    if len(flat) and flat[0] >= 0 and np.all(np.diff(flat) > 0):
+        return np.asarray(corpus[flat], kind).reshape(*rows.shape, -1)
     order = np.argsort(flat)  # a disk is read in one direction
     vectors = np.empty((len(flat), corpus.shape[1]), kind)
     vectors[order] = corpus[np.maximum(flat[order], 0)]

@@ -22,6 +22,7 @@ of the teacher's Top-K.
 
 import functools
 import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,8 @@ import optax
 from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, host, preemption, stages
-from dvq_jax.codewords import sums_on_host
-from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows
+from dvq_jax.codewords import sums_added, sums_on_host
+from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows, spread
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
@@ -137,22 +138,55 @@ class _Sums:
 
     def __call__(self, number: int, progress: Progress) -> stages.Arrays:
         """Sums a block."""
-        own = self.blocks[number]
-        sums, squares = np.zeros((self._count, self._corpus.shape[1])), np.zeros(1)
-
-        def share(part: slice) -> tuple[np.ndarray, float, int]:
-            docs, lists = self._corpus[own][part], self._lists[own][part]
-            total, square = np.zeros(sums.shape, np.float32), 0.0
-            for rows, block in by_blocks(docs):
-                square += np.sum(np.vecdot(block, block), dtype=np.float64)
-                total += sums_on_host(lists[rows], block, words=self._count)
-            return total, square, len(docs)
-
-        for total, square, count in host.on_threads(share, blocks.cut(own.stop - own.start, _SUMMED)):
+        docs, lists = self._corpus[self.blocks[number]], self._lists[self.blocks[number]]
+        sums, squares = np.zeros((self._count, docs.shape[1])), np.zeros(1)
+        way = _sums_on_host if host.is_all_there_is() else _sums_on_devices
+        for total, square in way(docs, lists, self._count, progress):
             sums += total
             squares += square
-            progress.add(count)
         return {'sums': sums, 'squares': squares}
+
+
+def _sums_on_host(
+    docs: np.ndarray, lists: np.ndarray, count: int, progress: Progress
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The sums [L, D] float32 of some documents after the other, by threads, and of their squares."""
+
+    def share(part: slice) -> tuple[int, np.ndarray, float]:
+        total, square = np.zeros((count, docs.shape[1]), np.float32), 0.0
+        for rows, block in by_blocks(docs[part]):
+            square += np.sum(np.vecdot(block, block), dtype=np.float64)
+            total += sums_on_host(lists[part][rows], block, words=count)
+        return part.stop - part.start, total, square
+
+    for done, *found in host.on_threads(share, blocks.cut(len(docs), _SUMMED)):
+        progress.add(done)
+        yield tuple(found)
+
+
+def _sums_on_devices(
+    docs: np.ndarray, lists: np.ndarray, count: int, progress: Progress
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The same of what each device has taken."""
+    fan = jax.local_device_count()
+    totals = np.zeros((fan, count, docs.shape[1]), np.float32), np.zeros(fan, np.float32)
+    for rows in blocks.cut(len(docs), BLOCK * fan):
+        totals = _summed()(*totals, *spread((docs[rows], lists[rows]), BLOCK))
+        progress.add(rows.stop - rows.start)
+    yield from zip(*map(np.asarray, totals), strict=True)
+
+
+@functools.cache
+def _summed() -> Callable:
+    return jax.pmap(_add_block, devices=jax.local_devices(), donate_argnums=(0, 1))
+
+
+def _add_block(total: Array, squares: Array, docs: Array, lists: Array) -> tuple[Array, Array]:
+    """Adds documents [n, D], zeros where padded, to the sums of their lists and of their squares."""
+    docs = docs.astype(jnp.float32)
+    parts = docs.reshape(-1, ROWS, docs.shape[1]), lists.reshape(-1, ROWS)
+    total = jax.lax.scan(lambda total, some: (sums_added(total, some[1], some[0]), None), total, parts)[0]
+    return total, squares + jnp.sum(jnp.square(docs))
 
 
 def _with_sums(

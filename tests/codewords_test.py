@@ -53,3 +53,17 @@ def test_the_way_is_the_platforms():
         traced = [jax.jit(codewords.pick).trace(books, codes) for books in shapes]
         texts = [trace.lower(lowering_platforms=(platform,)).as_text() for trace in traced]
         assert tuple('dot_general' in text for text in texts) == expected
+
+
+def test_sums_are_added_to_others():
+    rng = np.random.default_rng(3)
+    for words, high in ((7, 7), (3000, 3000), (50, 1)):
+        codes, values = (
+            rng.integers(0, high, 40).astype(np.int32),
+            rng.normal(size=(40, 5)).astype(np.float32),
+        )
+        before = rng.normal(size=(words, 5)).astype(np.float32)
+        wanted = before.astype(np.float64)
+        np.add.at(wanted, codes, values)
+        found = codewords.sums_added(jnp.asarray(before), codes, values)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dvq_jax import demand, initialize, routing
+from dvq_jax import demand, host, initialize, routing
 
 L, P = 24, 3
 
@@ -74,7 +74,9 @@ def test_the_scale_of_the_embeddings_does_not_matter(world):
     np.testing.assert_allclose(again[0], 4 * once[0], atol=0.2 * np.abs(once[0]).mean())
 
 
-def test_sums_are_those_of_each_list(world):
+@pytest.mark.parametrize('host_alone', [True, False])
+def test_sums_are_those_of_each_list(host_alone, world, monkeypatch):
+    monkeypatch.setattr(host, 'is_all_there_is', lambda: host_alone)
     docs, centroids = world[0], np.zeros((L, 16), np.float32)
     lists = np.random.default_rng(1).integers(0, L - 1, len(docs)).astype(np.int32)  # and an empty one
     found, wanted = routing._with_sums(docs, centroids=centroids, lists=lists), np.zeros((L, 16))
