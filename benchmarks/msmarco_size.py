@@ -94,7 +94,7 @@ def _run_all(folder: pathlib.Path) -> dict[str, float]:
 def _kept_or_measured(
     path: pathlib.Path, config: ml_collections.ConfigDict, size: msmarco_stages.Size
 ) -> dict[str, Any]:
-    """What `msmarco_stages.measure` finds, which is kept: a call that was interrupted goes on with the export."""
+    """What `msmarco_stages.measure` finds, which is kept: an interrupted call goes on with the export."""
     of = {'size': vars(size), 'config': json.loads(config.to_json_best_effort())}
     if path.exists() and (kept := json.loads(path.read_text(encoding='utf-8')))['of'] == of:
         return kept['measured']
