@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import floors
 import speed_report
 from tables import table
 
@@ -56,6 +57,31 @@ def commands(stored: Stored) -> str:
     return table(('command', 'projected, minutes', 'took, minutes'), lines, left=1)
 
 
+def _h100(stored: Stored) -> str:
+    """Seconds of what ran on a GPU, before and after it got a way of its own, and the share of the floor."""
+    lines = []
+    for row in stored['rows']:
+        floor = getattr(floors, row['floor'])(**row['sizes'])
+        shares = [
+            f'{floor.seconds(floors.Peaks(**stored["peaks"]), products) / row["seconds"]:.0%}'
+            for products in ('float32', 'bfloat16')
+        ]
+        before = f'{1e3 * row["before"]:.2f}' if 'before' in row else ''
+        lines.append([row['path'], before, f'{1e3 * row["seconds"]:.2f}', *shares])
+    titles = ('path', 'before, ms', 'ms', 'of the floor, float32', 'of the floor, bfloat16')
+    return table(titles, lines, left=1)
+
+
+def _h100_msmarco(stored: Stored) -> str:
+    """Stages that a run had finished, by what its stopwatch told as they ended."""
+    ended = (re.fullmatch(r'([a-zA-Z -]+): ([0-9.]+) s', line) for line in stored['msmarco']['log'])
+    calls: dict[str, list[float]] = {}
+    for found in filter(None, ended):
+        calls.setdefault(found[1], []).append(float(found[2]))
+    lines = [[name, str(len(seconds)), f'{sum(seconds):.1f}'] for name, seconds in calls.items()]
+    return table(('stage', 'times', 's, all together'), lines, left=1)
+
+
 def _memory(stored: Stored) -> str:
     names = {'prepare': '`prepare`', 'train': '`train`, which encodes it twice', 'export': '`export`'}
     lines = [[title, f'{stored[name]["anonymous_gib"]:.2f}'] for name, title in names.items()]
@@ -78,6 +104,8 @@ _TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     'step_memory': ('step_memory', step_memory),
     'compiled': ('compiled', compiled),
     'msmarco_size_cpu': ('msmarco_size_cpu', commands),
+    'h100': ('h100', _h100),
+    'h100_msmarco': ('h100', _h100_msmarco),
     'memory': ('memory', _memory),
     'text_encoder': ('text_encoder', _text_encoder),
 }

@@ -19,3 +19,5 @@ PYTHON=${PYTHON:-python3}
   fi
 ) 9>.venv.lock
 PATH="$PWD/.venv/bin:$PATH"
+# By cuBLAS alone: to try Triton's products too takes XLA ten seconds a shape, and none was faster (docs/performance.md).
+case "$1" in cuda*) export XLA_FLAGS="--xla_gpu_enable_triton_gemm=false ${XLA_FLAGS:-}" ;; esac

@@ -72,6 +72,13 @@ def test_one_host_installs_and_runs_the_command(run, script, extra):
     ]
 
 
+@pytest.mark.parametrize(
+    ('script', 'flags'), [('gpu.sh', '--xla_gpu_enable_triton_gemm=false mine\n'), ('tpu_vm.sh', 'mine\n')]
+)
+def test_gpus_multiply_by_cublas_unless_told_otherwise(run, script, flags):
+    assert run(script, 'train', DOES='echo "$XLA_FLAGS"', XLA_FLAGS='mine')[1] == flags
+
+
 def installed(log):
     return [line.split('|')[-2] for line in log.read_text().splitlines() if '|pip|install|' in line]
 
