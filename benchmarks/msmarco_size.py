@@ -4,7 +4,8 @@ python benchmarks/msmarco_size.py --workdir=W --out=docs/results/msmarco_size.js
 
 Writes a synthetic corpus and queries of that size, prepares and trains with some of the queries and for some
 steps, on the whole corpus, exports, and says what the whole would take, stage by stage (`msmarco_stages`).
---check runs the commands with all queries too, to compare with. --report_only prints what is stored.
+--check runs the commands with all queries too, to compare with. --report_only prints what is stored. What a
+call has finished by the time that it is interrupted, --unfinished stores.
 """
 
 import functools
@@ -46,6 +47,9 @@ _SOME_QUERIES = flags.DEFINE_integer('some_queries', 24_576, 'To mine, and to tr
 _SOME_DOCUMENTS = flags.DEFINE_integer('some_documents', 2**18, 'To choose codes of.')
 _STEPS = flags.DEFINE_integer('steps', 250, 'To train.')
 _CHECK = flags.DEFINE_bool('check', False, 'Run everything too, to compare with.')
+_UNFINISHED = flags.DEFINE_bool(
+    'unfinished', False, 'Run nothing, and store what an interrupted call has kept.'
+)
 _OUT = flags.DEFINE_string('out', 'docs/results/msmarco_size.json', 'The numbers, JSON.')
 _REPORT_ONLY = flags.DEFINE_bool('report_only', False, 'Run nothing, and print the tables.')
 
@@ -94,15 +98,18 @@ def _run_all(folder: pathlib.Path) -> dict[str, float]:
 def _kept_or_measured(
     path: pathlib.Path, config: ml_collections.ConfigDict, size: msmarco_stages.Size
 ) -> dict[str, Any]:
-    """What `msmarco_stages.measure` finds, which is kept: an interrupted call goes on with the export."""
-    of = {'size': vars(size), 'config': json.loads(config.to_json_best_effort())}
-    if path.exists() and (kept := json.loads(path.read_text(encoding='utf-8')))['of'] == of:
-        return kept['measured']
-    # In a process of its own, which leaves its memory to the next one.
-    measured = apart(functools.partial(msmarco_stages.measure, path.parent, config, size))
-    with files.atomic_file(path) as aside:
-        aside.write_text(json.dumps({'of': of, 'measured': measured}), encoding='utf-8')
-    return measured
+    """What `msmarco_stages.measure` has kept; a call that was interrupted after it goes on from there."""
+
+    def kept() -> dict[str, Any]:
+        found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+        return found if found.get('of') == msmarco_stages.identity(config, size) else {}
+
+    if not _UNFINISHED.value and not kept().get('finished'):
+        # In a process of its own, which leaves its memory to the next one.
+        apart(functools.partial(msmarco_stages.measure, path, config, size))
+    if not kept():
+        raise InputError(f'{path}: holds no measurement of these sizes; run without --unfinished.')
+    return kept()
 
 
 def _measure() -> dict[str, Any]:
@@ -111,7 +118,8 @@ def _measure() -> dict[str, Any]:
         raise InputError('--workdir is not given; give a folder for the corpus and what is made of it.')
     folder, config = files.make_folder(_WORKDIR.value), _CONFIG.value
     config.update_from_flattened_dict(_settings())
-    _write_inputs(folder)
+    if not _UNFINISHED.value:
+        _write_inputs(folder)
     size = msmarco_stages.Size(
         documents=_DOCUMENTS.value,
         dim=_DIM.value,
@@ -122,7 +130,9 @@ def _measure() -> dict[str, Any]:
         steps=_STEPS.value,
     )
     measured = _kept_or_measured(folder / 'measured.json', config, size)
-    calls = {**measured.pop('calls'), 'export': [(1, _export(folder, 'some_run'))]}
+    calls = msmarco_stages.calls_of(measured, folder, config, size)
+    if measured['finished']:
+        calls['export'] = [(1, _export(folder, 'some_run'))]
     stages = msmarco_stages.project(calls, config, size)
     seconds = {}
     for stage in stages:
@@ -130,7 +140,9 @@ def _measure() -> dict[str, Any]:
     return {
         'size': {**vars(size), **_settings()},
         'cores': os.cpu_count(),
-        **measured,
+        'finished': measured['finished'],
+        'device': measured['device'],
+        'peaks': measured['peaks'],
         'stages': [stage.row(measured['peaks']) for stage in stages],
         'projected_seconds': seconds,
         **({'all_seconds': _run_all(folder)} if _CHECK.value else {}),
@@ -154,7 +166,8 @@ def markdown(stored: Mapping[str, Any]) -> str:
         shares = [f'{row["fractions"][a][b]:.0%}' if 'fractions' in row else '' for a, b in ways]
         cells = [f'{row["command"]}: {row["name"]}', f'{seconds:.1f}', f'{units / row["total"]:.1%}']
         lines.append([*cells, f'{row["projected_seconds"]:.1f}', *shares])
-    return f'{table(titles, lines, left=1)}\n\n{performance_tables.commands(stored)}'
+    said = '' if stored.get('finished', True) else 'Interrupted: what is not here was still to come.\n\n'
+    return f'{said}{table(titles, lines, left=1)}\n\n{performance_tables.commands(stored)}'
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from dvq_jax import (
     demand,
     encode,
     evaluate,
+    files,
     placement,
     prepare,
     routing,
@@ -86,18 +87,25 @@ _WATCHED = (  # owner, function, stage, and units where a call is not one
 )
 
 
-def measure(folder: pathlib.Path, config: ml_collections.ConfigDict, size: Size) -> dict[str, Any]:
-    """Prepares `folder/some` and trains `folder/some_run` with some of the queries.
+def measure(path: pathlib.Path, config: ml_collections.ConfigDict, size: Size) -> None:
+    """Prepares `some` and trains `some_run` with some of the queries, beside the file that tells of it.
 
     Args:
-      folder: holds `docs.npy`, `queries.npy` and `some_queries.npy`.
+      path: of JSON, written whenever a stage ends: what is measured, 'of', whether it is 'finished', the
+        'device', its 'peaks', and 'calls' of each stage. Beside it are `docs.npy`, `queries.npy` and
+        `some_queries.npy`.
       config: of the training, but for the dataset and the number of steps.
       size: of the whole, and of what is measured.
-
-    Returns:
-      'calls' of each stage, the 'device' and its 'peaks'.
     """
-    watch, every = Stopwatch(), -(-size.steps // _LINES)
+    folder, every = path.parent, -(-size.steps // _LINES)
+    found = {'of': identity(config, size), 'finished': False}
+    found |= {'device': jax.devices()[0].device_kind, 'peaks': floors.peaks()}
+
+    def keep() -> None:
+        with files.atomic_file(path) as aside:
+            aside.write_text(json.dumps(found | {'calls': watch.calls}), encoding='utf-8')
+
+    watch = Stopwatch(keep)
     config = ml_collections.ConfigDict(config)
     config.data.dataset = str(folder / 'some')
     config.train.steps, config.train.log_every = size.steps, every
@@ -107,17 +115,41 @@ def measure(folder: pathlib.Path, config: ml_collections.ConfigDict, size: Size)
         paths = {'corpus': folder / 'docs.npy', 'queries': folder / 'some_queries.npy'}
         prepare.prepare(**paths, topk=size.topk, out=folder / 'some')
         train.train(config, str(folder / 'some_run'))
-    steps = _steps(folder / 'some_run', batch_size=config.data.batch_size, every=every)
-    ((_, rest),) = watch.calls[_REST]
-    calls = {**watch.calls, _REST: [(1, rest - sum(seconds for _, seconds in steps))], 'steps': steps}
-    del calls[_FEW]  # it is done for many
-    calls['encoding'] = _encoding(folder, size)
-    return {'device': jax.devices()[0].device_kind, 'peaks': floors.peaks(), 'calls': calls}
+    watch.calls['encoding'] = _encoding(folder, size)
+    found['finished'] = True
+    keep()
+
+
+def identity(config: ml_collections.ConfigDict, size: Size) -> dict[str, Any]:
+    """What a measurement is of, as JSON holds it."""
+    return {'size': vars(size), 'config': json.loads(config.to_json_best_effort())}
+
+
+def calls_of(
+    kept: dict[str, Any], folder: pathlib.Path, config: ml_collections.ConfigDict, size: Size
+) -> dict[str, Calls]:
+    """The calls of each stage, with those steps that training has told of, and without what is not one.
+
+    Args:
+      kept: what `measure` wrote.
+      folder: where.
+      config, size: as it was given.
+
+    Returns:
+      The calls.
+    """
+    calls = {name: some for name, some in kept['calls'].items() if name != _FEW}  # that is done for many
+    steps = _steps(folder / 'some_run', batch_size=config.data.batch_size, every=-(-size.steps // _LINES))
+    if _REST in calls:
+        ((_, rest),) = calls[_REST]
+        calls[_REST] = [(1, rest - sum(seconds for _, seconds in steps))]
+    return {**calls, **({'steps': steps} if steps else {})}
 
 
 def _steps(workdir: pathlib.Path, *, batch_size: int, every: int) -> Calls:
-    """(steps, seconds) between two lines of a run's log."""
-    lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    """(steps, seconds) between two lines of a run's log, if there is one."""
+    log = workdir / 'metrics.jsonl'
+    lines = log.read_text(encoding='utf-8').splitlines() if log.exists() else []
     rates = [line['examples_per_second'] for line in map(json.loads, lines) if 'examples_per_second' in line]
     return [(every, every * batch_size / rate) for rate in rates]
 

@@ -20,12 +20,16 @@ class Stopwatch:
 
     So the seconds of all of them add up to those of the outermost.
 
+    Args:
+      keep: called when a call has ended, so that what is known by then can be kept.
+
     Attributes:
       calls: of each stage.
     """
 
-    def __init__(self):
+    def __init__(self, keep: Callable[[], None] = lambda: None):
         self.calls: dict[str, Calls] = {}
+        self._keep = keep
         self._inner = [0.0]  # seconds of what each call under way has called
 
     @contextlib.contextmanager
@@ -59,6 +63,7 @@ class Stopwatch:
             self.calls.setdefault(label, []).append((units(*args, **kwargs), seconds - inner))
             if seconds - inner >= _LONG:
                 print(f'{label}: {seconds - inner:.1f} s', file=sys.stderr, flush=True)
+            self._keep()
             return result
 
         with mock.patch.object(owner, name, timed):

@@ -125,3 +125,15 @@ def test_some_is_measured_and_all_is_said(tmp_path):
     assert list(stored['projected_seconds']) == ['prepare', 'train', 'export']
     assert done.stdout.count('\n') == len(found) + 2 + 1 + 2 + 4
     assert run([*command[:2], f'--out={out}', '--report_only']).stdout == done.stdout
+
+    kept = tmp_path / 'W' / 'measured.json'  # as it is when training is interrupted
+    measured = json.loads(kept.read_text())
+    for stage in ('the rest of train', 'encoding'):
+        del measured['calls'][stage]
+    kept.write_text(json.dumps({**measured, 'finished': False}))
+    some = run([*command, '--unfinished'])
+    assert some.stdout.startswith('Interrupted') and some.returncode == 0
+    known = {row['name'] for row in json.loads(out.read_text())['stages']}
+    assert known == found - {'the rest of train', 'encoding', 'export'}
+    other = run([*command, '--unfinished', '--steps=11'])
+    assert other.returncode == 2 and '--unfinished' in other.stderr
