@@ -9,7 +9,7 @@ from speed_timing import in_turn
 
 from dvq_jax import encode, towers
 from dvq_jax.dataset import open_dataset
-from dvq_jax.demand import read_demand
+from dvq_jax.demand import of_columns
 
 
 def measure(config: ml_collections.ConfigDict, *, repeats: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def measure(config: ml_collections.ConfigDict, *, repeats: int) -> dict[str, Any
     count, shape = len(dataset.corpus), {name: index[name] for name in ('lists', 'codebooks', 'codewords')}
     params = make_index(dim=dataset.dim, **shape)
     lists = np.random.default_rng(0).integers(0, index.lists, count, np.int32)
-    demand = read_demand(dataset.train, count)
+    demand = of_columns(dataset.train.columns(), count)
     audience = encode.Audience(demand=demand, tower=towers.Tower(), **config.codes.to_dict())
     sides = {
         name: lambda given=given: encode.encode_corpus(

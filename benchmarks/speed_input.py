@@ -3,6 +3,7 @@
 And how many documents of a batch are brought more than once: that is what quantizing each once would save.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from speed_timing import in_turn
 
 from dvq_jax import run as runs
 from dvq_jax import towers
-from dvq_jax.batches import training_batches
+from dvq_jax.batches import HostBatch, training_batches
 from dvq_jax.candidates import parse_mixture
 from dvq_jax.dataset import Dataset
 from dvq_jax.train_step import init_state, make_train_step
@@ -25,7 +26,7 @@ _ALL = 'top200+ib'
 def _brought_again(dataset: Dataset, text: str, *, batch_size: int, seed: int) -> float:
     """The share of a batch's documents, by the mixture of that name, that another query has brought too."""
     settings = {'batch_size': batch_size, 'seed': seed, 'lists': None, 'with_docs': False}
-    batches = training_batches(dataset, mixture=parse_mixture(text), **settings)
+    batches = training_batches(dataset.corpus, dataset.train, mixture=parse_mixture(text), **settings)
     ids = [next(batches).batch.doc_ids for _ in range(_LOOKED_AT)]
     return 1 - float(np.mean([len(np.unique(some)) / some.size for some in ids]))
 
@@ -41,18 +42,23 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
       repeats: of each.
 
     Returns:
-      The sizes, 'seconds' a batch of 'input', 'step' and 'both', and 'brought_again', the share of documents
+      The sizes, 'seconds' a batch of 'input', of 'ids', where documents are on the devices, of 'step' and
+      'both', and 'brought_again', the share of documents
       that are in a batch already, by the config's candidates and, as far as the dataset reaches, by all of
       Top-200.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.codes.queries = config.routing.rounds = 0  # their demand is not read
+        config.codes.queries = config.routing.rounds = 0  # who wants which documents is not asked
     run = runs.open_run(config, 'unused')
     dim, index = run.dataset.dim, run.config.index
     lists = np.random.default_rng(0).integers(0, index.lists, len(run.dataset.corpus), np.int32)
     about = {'threads': config.data.threads, 'batch_size': config.data.batch_size}
-    host = training_batches(run.dataset, mixture=run.mixture, seed=config.seed, lists=lists, **about)
+    examples, settings = run.dataset.train.columns(), {'mixture': run.mixture, 'seed': config.seed, **about}
+    host, ids = (
+        training_batches(run.dataset.corpus, examples, lists=lists, with_docs=docs, **settings)
+        for docs in (True, False)
+    )
     step = make_train_step(
         tower=run.tower, optimizer=run.optimizer, objective=run.objective, trained=run.trained
     )
@@ -60,9 +66,9 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
     state = init_state(start, towers.initial_params(run.tower, dim, seed=config.seed), run.optimizer)
     held = next(host).batch
 
-    def read() -> None:
+    def read(some: Iterator[HostBatch]) -> None:
         for _ in range(batches):
-            next(host)
+            next(some)
 
     def train(*, reading: bool) -> None:
         nonlocal state
@@ -70,7 +76,8 @@ def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) ->
             state, values = step(state, next(host).batch if reading else held)
         jax.block_until_ready(values)
 
-    sides = {'input': read, 'step': lambda: train(reading=False), 'both': lambda: train(reading=True)}
+    sides = {'input': lambda: read(host), 'ids': lambda: read(ids)}
+    sides |= {'step': lambda: train(reading=False), 'both': lambda: train(reading=True)}
     seconds = {name: value / batches for name, value in in_turn(sides, repeats).items()}
     sizes = {'documents': len(run.dataset.corpus), 'dim': dim, **about, 'candidates': run.mixture.size}
     sizes |= {'lists': index.lists, 'codebooks': index.codebooks, 'codewords': index.codewords}

@@ -192,14 +192,22 @@ def _devices(rows: Sequence[Row]) -> str:
 
 
 def _input(rows: Sequence[Row]) -> str:
-    titles = ('documents', 'D', 'B', 'C', 'input alone, batches/s', 'step alone, batches/s')
+    titles = (
+        'documents',
+        'D',
+        'B',
+        'C',
+        'input alone, batches/s',
+        'without documents',
+        'step alone, batches/s',
+    )
     titles += ('both, batches/s', 'input, times faster than the step')
     return table(
         titles,
         (
             [
                 *(_number(row[name]) for name in ('documents', 'dim', 'batch_size', 'candidates')),
-                *(_number(1 / row['seconds'][name]) for name in ('input', 'step', 'both')),
+                *(_number(1 / row['seconds'][name]) for name in ('input', 'ids', 'step', 'both')),
                 _times(row['seconds']['step'] / row['seconds']['input']),
             ]
             for row in rows

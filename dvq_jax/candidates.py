@@ -10,9 +10,9 @@ A mixture is written as its sources joined by '+', which covers every row of the
 | 'gt+ib' | one of its relevant documents | what all queries of the global batch brought |
 | 'gt+top200:10+ib' | a relevant document and 10 drawn | what all queries of the global batch brought |
 
-Documents are drawn on the host, each example by a generator of its own, so that a draw depends on the seed
-and the example alone and not on the number of devices. Duplicates are found on the device, after in-batch
-documents are pooled.
+Documents are drawn on the host, for all queries of a global batch by one generator, so that a draw depends on
+the seed and the step alone and not on the number of processes or devices. Duplicates are found on the device,
+after in-batch documents are pooled.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvq_jax.columns import Columns
 from dvq_jax.errors import InputError
 from dvq_jax.types import Array
 
@@ -91,50 +92,55 @@ def parse_mixture(text: str) -> Mixture:
 
 
 class Draw(NamedTuple):
-    """What chance decides for one query, before its example is read.
+    """What chance decides for n queries, before their examples are read.
 
     Attributes:
-      positive: in [0, 1), which of its relevant documents.
-      ranks: [draw] int64, ascending, which of the teacher's documents.
+      positives: [n] float64 in [0, 1), which of a query's relevant documents.
+      ranks: [n, draw] int64, ascending, which of the teacher's documents.
     """
 
-    positive: float
+    positives: np.ndarray
     ranks: np.ndarray
 
 
-def draw(mixture: Mixture, rng: np.random.Generator) -> Draw:
-    """Draws for one query.
+def draw(mixture: Mixture, count: int, rng: np.random.Generator) -> Draw:
+    """Draws for some queries.
 
     Args:
       mixture: the sources.
-      rng: the example's own generator.
+      count: n.
+      rng: of this batch.
 
     Returns:
       The draw.
     """
-    positive = rng.random() if mixture.ground_truth else 0.0
+    positives = rng.random(count)
     if mixture.draw == mixture.top_k:
-        return Draw(positive, np.arange(mixture.top_k))
-    return Draw(positive, np.sort(rng.choice(mixture.top_k, mixture.draw, replace=False)))
+        return Draw(positives, np.tile(np.arange(mixture.top_k), (count, 1)))
+    chances = rng.random((count, mixture.top_k), np.float32)
+    ranks = np.argpartition(chances, mixture.draw, axis=1)[:, : mixture.draw]
+    return Draw(positives, np.sort(ranks, axis=1))
 
 
-def bring(mixture: Mixture, drawn: Draw, positives: np.ndarray, topk_ids: np.ndarray) -> np.ndarray:
-    """The documents that one query brings.
+def bring(mixture: Mixture, drawn: Draw, examples: Columns) -> np.ndarray:
+    """The documents that queries bring.
 
     Args:
       mixture: the sources.
-      drawn: from `draw`, for the same mixture.
-      positives: [g] int, rows of the query's relevant documents; may be empty.
-      topk_ids: [K'] int, rows of the teacher's Top-K, best first, K' ≥ mixture.top_k.
+      drawn: from `draw`, for the same mixture and as many queries.
+      examples: n queries, with Top-K of at least mixture.top_k.
 
     Returns:
-      [C] int32 rows of the corpus; -1 where the query has no relevant document.
+      [n, C] int32 rows of the corpus; -1 where a query has no relevant document.
     """
-    rows = np.full(mixture.size, -1, np.int32)
-    if mixture.ground_truth and len(positives):
-        rows[0] = positives[int(drawn.positive * len(positives))]
-    rows[int(mixture.ground_truth) :] = topk_ids[drawn.ranks]
-    return rows
+    own = np.take_along_axis(examples.topk_ids, drawn.ranks, axis=1)
+    if not mixture.ground_truth:
+        return own
+    counts = np.diff(examples.offsets)
+    labelled, first = counts > 0, np.full((len(own), 1), -1, np.int32)
+    places = examples.offsets[:-1] + (drawn.positives * counts).astype(np.int64)
+    first[labelled, 0] = examples.positives[places[labelled]]
+    return np.concatenate([first, own], axis=1)
 
 
 def first_occurrence(ids: Array) -> Array:

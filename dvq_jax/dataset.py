@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dvq_jax import files, records
+from dvq_jax import columns, files, records
+from dvq_jax.blocks import cut
+from dvq_jax.columns import Columns
 from dvq_jax.data import fingerprint, open_embeddings
 from dvq_jax.errors import InputError
+from dvq_jax.progress import Progress
 
 _NAME = 'dvq_training'
 _CORPUS = 'corpus.json'
+_READ = 4096  # examples at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,20 @@ class Examples(Sequence):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Many examples at once."""
         return [_tidy(example) for example in self._source.__getitems__([int(i) for i in indices])]
+
+    def take(self, rows: Sequence[int]) -> Columns:
+        """Reads some of the examples, one or more."""
+        return columns.from_examples(self.__getitems__(rows))
+
+    def columns(self) -> Columns:
+        """Reads all of them, one or more; memory is about n·(4·D + 8·K) bytes."""
+        progress = Progress('read', total=len(self), unit='queries')
+        parts = []
+        for block in cut(len(self), _READ):
+            parts.append(self.take(range(block.start, block.stop)))
+            progress.add(len(parts[-1]))
+        progress.end()
+        return columns.joined(parts)
 
 
 def _tidy(example: dict[str, Any]) -> dict[str, Any]:

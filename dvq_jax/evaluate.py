@@ -12,7 +12,7 @@ import numpy as np
 from dvq_jax import checkpoint, metrics, search, towers
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
-from dvq_jax.demand import Demand, read_demand
+from dvq_jax.demand import Demand, of_columns
 from dvq_jax.encode import Audience, Encoder, collect, store_of
 from dvq_jax.errors import InputError
 from dvq_jax.ids import open_ids
@@ -216,7 +216,7 @@ def encoder_of(trained: checkpoint.Trained, dataset: Dataset) -> Encoder:
       The encoder.
     """
     settings = trained.config['codes']
-    demand = read_demand(dataset.train, len(dataset.corpus)) if settings['queries'] else None
+    demand = of_columns(dataset.train.columns(), len(dataset.corpus)) if settings['queries'] else None
     audience = audience_of(demand, trained.tower, settings)
     return Encoder(trained.params, dataset.corpus, trained.lists, audience)
 

@@ -13,8 +13,9 @@ import optax
 
 from dvq_jax import evaluate, losses, metrics, optimizer, placement, towers
 from dvq_jax.candidates import Mixture, parse_mixture
+from dvq_jax.columns import Source
 from dvq_jax.dataset import Dataset, open_dataset
-from dvq_jax.demand import Demand, read_demand, score_spread
+from dvq_jax.demand import Demand, of_columns, score_spread
 from dvq_jax.errors import InputError
 from dvq_jax.train_step import Objective, TrainState, init_state
 from dvq_jax.types import IndexParams
@@ -77,6 +78,7 @@ class Run:
       optimizer: the groups and their schedules.
       steps: that training takes.
       queries: held out, to evaluate checkpoints on.
+      examples: the training queries, for batches.
       demand: the training queries, where lists or codes are chosen for them.
       metric: of those, the one that decides which checkpoint is best.
     """
@@ -90,6 +92,7 @@ class Run:
     optimizer: optax.GradientTransformation
     steps: int
     queries: evaluate.Queries
+    examples: Source
     demand: Demand | None
     metric: str
 
@@ -278,7 +281,10 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
     queries = evaluate.held_out_queries(dataset)
     objective = _objective(config, mixture, dataset)
     metric = _check_metric(config.eval.metric, queries, dataset)
-    wanted = config.codes.queries or config.routing.rounds or config.index.copies > 1
+    examples, wanted = dataset.train, None
+    if config.codes.queries or config.routing.rounds or config.index.copies > 1:
+        examples = dataset.train.columns()
+        wanted = of_columns(examples, len(dataset.corpus))
     return Run(
         config=ml_collections.FrozenConfigDict(config),
         workdir=pathlib.Path(workdir).absolute(),
@@ -289,7 +295,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
         optimizer=transformation,
         steps=steps,
         queries=queries,
-        demand=read_demand(dataset.train, len(dataset.corpus)) if wanted else None,
+        examples=examples,
+        demand=wanted,
         metric=metric,
     )
 

@@ -215,7 +215,8 @@ def _batches(run: Run, start: Start, *, with_docs: bool) -> grain.DatasetIterato
     """The batches from the start on."""
     tower = tower_of(run.config.to_dict())
     batches = training_batches(
-        run.dataset,
+        run.dataset.corpus,
+        run.examples,
         mixture=run.mixture,
         batch_size=run.config.data.batch_size,
         seed=run.config.seed,

@@ -10,9 +10,11 @@ from dvq_jax.dataset import open_dataset
 MIXTURE = parse_mixture('gt+top50:4+ib')
 
 
-def make(collection, **changes):
+def make(collection, held=True, **changes):
     settings = {'mixture': MIXTURE, 'batch_size': 16, 'seed': 3, 'lists': None, **changes}
-    return training_batches(open_dataset(collection['dataset']), **settings)
+    dataset = open_dataset(collection['dataset'])
+    examples = dataset.train.columns() if held else dataset.train
+    return training_batches(dataset.corpus, examples, **settings)
 
 
 def drawn(batches, count):
@@ -37,6 +39,13 @@ def test_batches_hold_the_examples(collection):
         np.testing.assert_array_equal(batch.lists[row], ids % 7)
         assert ids[0] in example['positives'] and set(ids[1:]) <= set(example['topk_ids'][:50])
         assert batch.positives[row][0] == example['positives'][0] and batch.positives[row][1] == -1
+
+
+def test_records_make_the_batches_that_columns_make(collection):
+    both = (itertools.islice(make(collection, held), 3) for held in (True, False))
+    for ours, theirs in zip(*both, strict=True):
+        assert ours.query_ids == theirs.query_ids
+        jax.tree.map(np.testing.assert_array_equal, ours.batch, theirs.batch)
 
 
 def test_an_epoch_shows_each_query_once_and_the_next_in_another_order(collection):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import candidates
+from dvq_jax import candidates, columns
 from dvq_jax.candidates import Mixture, parse_mixture
 from dvq_jax.errors import InputError
 
@@ -35,24 +35,51 @@ def test_bad_mixtures_are_refused(text):
         parse_mixture(text)
 
 
+def examples(positives, topk_ids):
+    """Of those positives, all with the same Top-K."""
+    return columns.from_examples(
+        [
+            {
+                'query_id': str(number),
+                'embedding': np.zeros(2, np.float32),
+                'topk_ids': np.array(topk_ids, np.int32),
+                'topk_scores': np.zeros(len(topk_ids), np.float32),
+                'positives': np.array(own, np.int32),
+            }
+            for number, own in enumerate(positives)
+        ]
+    )
+
+
 def test_draws_a_positive_and_distinct_documents_of_the_first_k():
-    mixture, topk = parse_mixture('gt+top20:5'), np.arange(100, 150)
-    drawn = set()
+    mixture, some = parse_mixture('gt+top20:5'), examples([[7, 9], [8]], range(100, 150))
+    drawn = {0: [], 1: []}
     for seed in range(200):
-        chances = candidates.draw(mixture, np.random.default_rng(seed))
-        rows = candidates.bring(mixture, chances, np.array([7, 9]), topk)
-        assert rows.dtype == np.int32 and len(rows) == 6
-        assert rows[0] in (7, 9) and len(set(rows[1:])) == 5
-        assert rows[1:].min() >= 100 and rows[1:].max() < 120
-        drawn |= set(rows.tolist())
-    assert drawn == {7, 9, *range(100, 120)}  # every one of them has its turn
+        rows = candidates.bring(mixture, candidates.draw(mixture, 2, np.random.default_rng(seed)), some)
+        assert rows.dtype == np.int32 and rows.shape == (2, 6)
+        assert rows[0, 0] in (7, 9) and rows[1, 0] == 8
+        for query, own in enumerate(rows[:, 1:]):
+            assert np.all(np.diff(own) > 0) and own[0] >= 100 and own[-1] < 120
+            drawn[query] += own.tolist()
+        assert rows[0, 1:].tolist() != rows[1, 1:].tolist() or seed
+        drawn[0].append(int(rows[0, 0]))
+    for own in drawn.values():  # every one of them has its turn, and as often as the others
+        counts = np.bincount(own, minlength=120)[100:]
+        assert counts.min() > 25 and counts.max() < 80
+    assert abs(drawn[0].count(7) - 100) < 30
 
 
 def test_takes_all_of_the_top_k_in_order_and_pads_a_query_without_labels():
     mixture = parse_mixture('gt+top3')
-    chances = candidates.draw(mixture, np.random.default_rng(0))
-    rows = candidates.bring(mixture, chances, np.empty(0, np.int32), np.array([5, 4, 3, 2]))
-    assert rows.tolist() == [-1, 5, 4, 3]
+    chances = candidates.draw(mixture, 3, np.random.default_rng(0))
+    rows = candidates.bring(mixture, chances, examples([[], [1], []], [5, 4, 3, 2]))
+    assert rows.tolist() == [[-1, 5, 4, 3], [1, 5, 4, 3], [-1, 5, 4, 3]]
+    alone = candidates.bring(
+        parse_mixture('gt'),
+        candidates.draw(parse_mixture('gt'), 1, np.random.default_rng(0)),
+        examples([[6]], [5]),
+    )
+    assert alone.tolist() == [[6]]
 
 
 @settings(deadline=None)

@@ -156,7 +156,7 @@ def test_devices_agree_on_the_loss():
 
 def test_input(small_config):
     row = speed_input.measure(small_config, batches=2, repeats=1)
-    assert set(row['seconds']) == {'input', 'step', 'both'} and len(report('input', [row])) == 1
+    assert set(row['seconds']) == {'input', 'ids', 'step', 'both'} and len(report('input', [row])) == 1
     assert small_config.codes.queries  # the caller's config is as it was
     assert row['brought_again'].keys() == {small_config.candidates}  # the dataset has no Top-200
     assert 0 < row['brought_again'][small_config.candidates] < 1
@@ -164,7 +164,7 @@ def test_input(small_config):
 
 def test_the_command_leaves_out_what_it_cannot_measure_and_prints_what_is_stored(tmp_path):
     out = tmp_path / 'speed.json'
-    seconds = {'input': 0.1, 'step': 0.2, 'both': 0.25}
+    seconds = {'input': 0.1, 'ids': 0.02, 'step': 0.2, 'both': 0.25}
     sizes = {'documents': 9, 'dim': 4, 'batch_size': 2, 'candidates': 3}
 
     def command(*flags):
