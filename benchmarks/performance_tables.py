@@ -62,9 +62,10 @@ def _h100(stored: Stored) -> str:
     lines = []
     for row in stored['rows']:
         floor = getattr(floors, row['floor'])(**row['sizes'])
+        peaks, ways = floors.Peaks(**stored['peaks']), ('float32', 'bfloat16')
         shares = [
-            f'{floor.seconds(floors.Peaks(**stored["peaks"]), products) / row["seconds"]:.0%}'
-            for products in ('float32', 'bfloat16')
+            f'{floor.seconds(peaks, way) / row["seconds"]:.0%}' if way in row.get('floors', ways) else ''
+            for way in ways
         ]
         before = f'{1e3 * row["before"]:.2f}' if 'before' in row else ''
         lines.append([row['path'], before, f'{1e3 * row["seconds"]:.2f}', *shares])

@@ -99,7 +99,7 @@ def check_finite(embeddings: np.ndarray, path: str | os.PathLike) -> None:
     def first_bad(rows: slice) -> int | None:
         # Bits without the sign: those of NaN and infinity are the largest, and integers are quick to compare.
         bits = np.ascontiguousarray(embeddings[rows]).view(kind)
-        bad = np.max(bits & unsigned, axis=1) >= infinity
+        bad = np.max(bits & unsigned, axis=1, initial=0) >= infinity
         return rows.start + int(bad.argmax()) if bad.any() else None
 
     for row in host.on_threads(first_bad, cut(len(embeddings), _ROWS)):

@@ -176,8 +176,9 @@ def _end(
     products, ids, dropped = state.products[..., :wide], state.ids[..., :wide], state.dropped
     if wide < total:
         dropped = jnp.maximum(dropped, products[..., -1])
-    # Which are in doubt is decided between the k-th and the best that was dropped, if anything was.
-    written = jnp.maximum(jnp.abs(products[..., k - 1]), jnp.where(dropped > -jnp.inf, jnp.abs(dropped), 0.0))
+    # Which are in doubt is decided from the k-th down to the last, or to the best that was dropped.
+    least = jnp.where(dropped > -jnp.inf, dropped, products[..., -1])
+    written = jnp.max(jnp.abs(jnp.stack([products[..., k - 1], products[..., -1], least])), axis=0)
     error = rounding.error(queries, coarse, state.reach, middle) + rounding.WRITTEN * written
     found = Chosen(queries, ids, products, dropped, error)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)

@@ -27,17 +27,18 @@ _PRODUCTS = ((1, 1), (0, 2), (2, 0), (0, 1), (1, 0), (0, 0))
 def takes(centers: Array) -> bool:
     """Whether there is a GPU that runs the kernel, for such centers [G, K, S]."""
     _, count, width = centers.shape
-    return width <= _WIDEST and count <= _MOST and _runs()
+    return width <= _WIDEST and count <= _MOST and _runs(count, width)
 
 
 @functools.cache
-def _runs() -> bool:
+def _runs(count: int, width: int) -> bool:
+    """Whether it compiles for one vector: Pallas may not know a GPU, or want more shared memory of it."""
     if jax.default_backend() != 'gpu':
         return False
-    few = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    few = (np.zeros(shape, np.float32) for shape in ((1, 1, width), (1, count, width), (1, count)))
     try:
         jax.jit(nearest).lower(*few).compile()
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # not one that Pallas knows
+    except (RuntimeError, NotImplementedError, ValueError) as error:
         print(f'codewords are found without a kernel: {error}', file=sys.stderr, flush=True)
         return False
     return True
@@ -61,7 +62,7 @@ def nearest(
     (rows, groups, width), count = vectors.shape, centers.shape[1]
     # An array in a kernel has a power of two of elements; what fills it up is never the nearest.
     wide, words = (max(_LEAST, pl.next_power_of_2(size)) for size in (width, count))
-    blocks = pl.cdiv(rows, _ROWS)
+    blocks = max(1, pl.cdiv(rows, _ROWS))
     norms = jnp.pad(norms, ((0, 0), (0, words - count)), constant_values=jnp.inf)
     centers = jnp.pad(centers, ((0, 0), (0, words - count), (0, wide - width)))
     columns = jnp.moveaxis(vectors, 0, 2)

@@ -38,8 +38,9 @@ from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
 
 _PRECISION = jax.lax.Precision.HIGHEST
-_PARTS = 8  # of the corpus, whose sums are added up in order: the number of processes is not seen in them
-_SUMMED = 65_536  # documents that a thread sums
+_PARTS = 8  # of the corpus, whose sums are added up in order, whatever processes of as many devices made them
+_SUMMED = 65_536  # documents that a thread sums, and bytes of sums that all threads hold
+_SUMS = 2**31
 _BATCH = 512  # queries in a step
 _DEPTH = 50  # of the Top-K, documents that a query is led to
 _QUERIES = 32  # that decide on a document's list
@@ -159,9 +160,13 @@ def _sums_on_host(
             total += sums_on_host(lists[part][rows], block, words=count)
         return part.stop - part.start, total, square
 
-    for done, *found in host.on_threads(share, blocks.cut(len(docs), _SUMMED)):
-        progress.add(done)
-        yield tuple(found)
+    shares = blocks.cut(len(docs), _SUMMED)
+    # Each thread has a total, and a part of one.
+    at_once = max(1, min(host.cores(), _SUMS // (8 * count * docs.shape[1])))
+    for first in range(0, len(shares), at_once):
+        for done, *found in host.on_threads(share, shares[first : first + at_once]):
+            progress.add(done)
+            yield tuple(found)
 
 
 def _sums_on_devices(

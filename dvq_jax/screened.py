@@ -169,9 +169,9 @@ def _ranked_on_host(
     corpus_block: int,
 ) -> Answer:
     """The best k by float32 of what was chosen: of those rows whose products say that they may be."""
-    wanted = products >= (products[:, k - 1] - 2 * error)[:, None]
-    ids, scores = _rank(corpus, queries, ids, wanted, k, corpus_block)
-    return ids, scores, scores[:, -1] - queries @ middle <= dropped + error
+    unwanted = products < (products[:, k - 1] - 2 * error)[:, None]
+    ids, scores = _rank(corpus, queries, ids, ~unwanted, k, corpus_block)
+    return ids, scores, ~(scores[:, -1] - queries @ middle > dropped + error)  # again too where it is NaN
 
 
 def _rank(
@@ -212,5 +212,5 @@ def _ranked(
     scores = jax.lax.map(score, (ids, found.queries), batch_size=_RANKED)
     scores, places = jax.lax.top_k(scores, k)
     center = jnp.matmul(found.queries, middle, precision=jax.lax.Precision.HIGHEST)
-    again = scores[:, -1] - center <= found.dropped + found.error
+    again = ~(scores[:, -1] - center > found.dropped + found.error)  # so too where it is NaN
     return jnp.take_along_axis(ids, places, axis=-1), scores, again

@@ -113,8 +113,8 @@ def mine(
       query_block: at most so many queries are finished, and stored, together; each such block reads the
         corpus once, and where bfloat16 chooses once more for float32, unless devices keep it (`stream`).
       corpus_block: about so many documents are scored at once on a device at most (`stream.width_of`). It
-        holds [1024, corpus_block] scores, a few times [corpus_block, D] documents, and the corpus where that
-        takes no more than half of what it has left.
+        holds 8 KB of scores for each, a few times [corpus_block, D] documents, 16·k bytes and 16 KB for each
+        query of a block, and the corpus where that takes no more than half of what it has left.
 
     Returns:
       ids [Q, k] int32, rows of the corpus, and scores [Q, k] float32.

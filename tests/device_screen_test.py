@@ -1,5 +1,9 @@
 """What a device chooses by rounded products: the best, or what it says of those that it has dropped."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +60,20 @@ def test_all_documents_may_be_wanted():
 def test_products_are_written_in_bfloat16():
     found, _ = chosen(vectors(1, 500), vectors(2, 3), 20, largest=500)
     np.testing.assert_array_equal(found.products, found.products.astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_the_bound_is_of_all_blocks():
+    corpus, queries = vectors(1, 2010), vectors(2, 40)
+    corpus[:100] *= 30  # of the first block alone
+    found, middle = chosen(corpus, queries, 50, largest=400)
+    true = queries.astype(np.float64) @ (corpus - middle).T.astype(np.float64)
+    own = np.take_along_axis(true, found.ids, axis=1)
+    assert np.all(np.abs(own - found.products)[:, 9:] <= found.error[:, None])
+
+
+def test_several_devices_share_the_queries():
+    """The tests above, in a process that has three."""
+    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+    these = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', 'not several', __file__]
+    done = subprocess.run(these, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]

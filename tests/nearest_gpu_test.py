@@ -1,6 +1,7 @@
 """The GPU's kernel, interpreted, against the same by XLA; and that Triton's language is what it becomes."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def interpreted(vectors, centers, norms=None):
     return nearest_gpu.nearest(vectors, centers, norms, interpret=True)
 
 
-@pytest.mark.parametrize('rows', [1, 64, 130])
+@pytest.mark.parametrize('rows', [0, 1, 64, 130])
 @pytest.mark.parametrize(('groups', 'words', 'width'), [(3, 256, 12), (2, 200, 1), (1, 5, 7), (4, 16, 32)])
 def test_finds_what_xla_finds(rows, groups, words, width):
     vectors, centers = some(rows, rows, groups, words, width)
@@ -58,7 +59,7 @@ def test_the_quantizer_takes_it_where_it_runs_and_gradients_are_the_same(product
 
     wanted = step()
     calls = []
-    monkeypatch.setattr(nearest_gpu, '_runs', lambda: True)
+    monkeypatch.setattr(nearest_gpu, '_runs', lambda *_: True)
     kernel = nearest_gpu.nearest
 
     def recorded(*args, rounded):
@@ -73,22 +74,24 @@ def test_the_quantizer_takes_it_where_it_runs_and_gradients_are_the_same(product
 
 
 def test_takes_codewords_and_not_centroids(monkeypatch):
-    monkeypatch.setattr(nearest_gpu, '_runs', lambda: True)
+    monkeypatch.setattr(nearest_gpu, '_runs', lambda *_: True)
     assert nearest_gpu.takes(np.zeros((48, 256, 8)))
     assert not nearest_gpu.takes(np.zeros((1, 1024, 8))) and not nearest_gpu.takes(np.zeros((1, 200, 384)))
-    monkeypatch.setattr(nearest_gpu, '_runs', lambda: False)
+    monkeypatch.setattr(nearest_gpu, '_runs', lambda *_: False)
     assert not nearest_gpu.takes(np.zeros((48, 256, 8)))
 
 
 def test_there_is_none_without_a_gpu():
-    assert not nearest_gpu._runs()
+    assert not nearest_gpu._runs(256, 12)
 
 
-@pytest.mark.parametrize('sizes', [(100, 3, 256, 12), (1, 1, 1, 1)])
-def test_becomes_triton(sizes):
+@pytest.mark.parametrize('sizes', [(100, 3, 256, 12), (1, 1, 1, 1), (64, 1, 256, 64)])
+@pytest.mark.parametrize('rounded', [True, False])
+def test_becomes_triton(sizes, rounded):
     vectors, centers = some(0, *sizes)
     with a_gpu():
-        traced = jax.jit(nearest_gpu.nearest).trace(vectors, centers, jnp.sum(jnp.square(centers), axis=-1))
+        kernel = functools.partial(nearest_gpu.nearest, rounded=rounded)
+        traced = jax.jit(kernel).trace(vectors, centers, jnp.sum(jnp.square(centers), axis=-1))
         assert 'triton' in traced.lower(lowering_platforms=('cuda',)).as_text()
 
 

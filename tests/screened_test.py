@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvq_jax import exact, host, rounding, screened, stream
+from dvq_jax import device_screen, exact, host, rounding, screened, stream
 from dvq_jax.progress import Progress
 
 
@@ -141,3 +141,40 @@ def test_pays_where_there_are_matrix_units(monkeypatch):
         monkeypatch.setattr(host, 'is_all_there_is', lambda accelerated=accelerated: not accelerated)
         assert screened.pays(100_000, 10_000, 200) == (units or accelerated)
         assert not screened.pays(1000, 1000, 10) and not screened.pays(100_000, 10_000, 10_000)
+
+
+@pytest.mark.parametrize('scale', [1e19, 1e-19, 3e-23])
+def test_norms_that_float32_cannot_square_leave_the_answer_open(on, scale):
+    """Queries are not rounded, so that the bound would be 0, or 0 times infinity."""
+    corpus = (scale * vectors(1, 3000)).astype(np.float32)
+    queries = vectors(2, 20).astype(jnp.bfloat16).astype(np.float32)
+    expected = on(exact, corpus, 10, 1000)(queries, silent())
+    found = on(screened, corpus, 10, 1000)(queries, silent())
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_what_sums_lose_is_in_the_bound():
+    """Nothing is rounded to bfloat16, and all documents lie far away from 0."""
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(20, 1024)).astype(jnp.bfloat16).astype(np.float32)
+    docs = (256 * rng.integers(-1, 2, (300, 1024))).astype(np.float32)
+    near, reach = rounding.rounded(docs, np.zeros(1024, np.float32))
+    error = rounding.error(
+        queries, queries.astype(jnp.bfloat16), np.asarray(reach), np.zeros(1024, np.float32)
+    )
+    products = np.asarray(jnp.matmul(queries, near.astype(jnp.float32).T))
+    off = np.abs(products - queries.astype(np.float64) @ docs.T.astype(np.float64)).max(axis=1)
+    assert np.all(off <= error) and np.any(off > 0) and reach[1] == 0
+
+
+def test_ranking_orders_ties_by_row_in_whatever_order_they_were_chosen():
+    corpus = np.repeat(vectors(4, 30), 4, axis=0)
+    queries, ids = vectors(5, 6)[None], np.tile(np.arange(120), (6, 1))
+    ids = np.random.default_rng(0).permuted(ids, axis=1)[None].astype(np.int32)
+    nothing = np.full((1, 6), -np.inf, np.float32)
+    found = device_screen.Chosen(queries, ids, np.zeros(ids.shape, np.float32), nothing, nothing)
+    one = jax.tree.map(lambda x: x[0], found)
+    rows, scores, _ = screened._ranked(jnp.asarray(corpus), one, np.zeros(32, np.float32), k=40)
+    wanted = exact.on_host(corpus, 40, corpus_block=50)(queries[0], silent())
+    np.testing.assert_array_equal(rows, wanted[0])
+    np.testing.assert_allclose(scores, wanted[1], rtol=1e-5)

@@ -175,4 +175,4 @@ def test_the_command_leaves_out_what_it_cannot_measure_and_prints_what_is_stored
     assert done.returncode == 0 and 'it needs --dataset' in done.stderr
     rows = [{**sizes, 'seconds': seconds}]
     out.write_text(json.dumps({'machine': MACHINE, 'input': {'cores': 2, 'repeats': 3, 'rows': rows}}))
-    assert '| 10.0 | 5.00 | 4.00 | 2.00 × |' in command('--report_only').stdout
+    assert '| 10.0 | 50.0 | 5.00 | 4.00 | 2.00 × |' in command('--report_only').stdout
