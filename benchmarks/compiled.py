@@ -33,6 +33,7 @@ from dvq_jax import (
     blocks,
     cli,
     corpus,
+    device_screen,
     encode,
     exact,
     files,
@@ -91,21 +92,37 @@ def _steps(devices: int) -> Iterator[tuple[str, Callable, tuple, int]]:
 
 def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     """A block of documents against a block of queries, by name, and what it takes."""
-    most = blocks.even(_Q, teacher.QUERY_BLOCK)
-    tiles = (devices, -(-most // (exact._TILE * devices)), exact._TILE)
+    most, ints = blocks.even(_Q, teacher.QUERY_BLOCK), {'kind': jnp.int32}
     width = stream.width_of(_N, teacher.CORPUS_BLOCK)
-    for kind, k in ((jnp.bfloat16, screened._kept(_N, _TOP)), (jnp.float32, _TOP)):
-        merge = functools.partial(exact._merge_tiles, group=exact._group(width, k), total=_N)
-        merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), donate_argnums=(0, 1))
-        best = (_shape(*tiles, k), _shape(*tiles, k, kind=jnp.int32))
-        docs = _shape(devices, width, _D, kind=kind)
-        name = f'mining, {jnp.dtype(kind).name}'
-        yield name, merge, (*best, _shape(*tiles, _D, kind=kind), docs, _shape(kind=jnp.int32))
-    corpus = _shape(devices, _KEPT * width, _D, kind=jnp.float16)
-    queries = (devices, tiles[1] * exact._TILE // screened._RANKED, screened._RANKED)
-    rows = _shape(*queries, screened._kept(_N, _TOP), kind=jnp.int32)
-    ranked = jax.pmap(functools.partial(screened._ranked, k=_TOP))
-    yield 'mining, ranking', ranked, (corpus, rows, _shape(*queries, _D))
+    queries = _tiles(most, exact._TILE, devices)
+    merge = functools.partial(exact._merge_tiles, group=exact.group_of(width, _TOP), total=_N)
+    merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), donate_argnums=(0, 1))
+    best = _shape(*queries, _TOP), _shape(*queries, _TOP, **ints)
+    yield 'mining, float32', merge, (*best, _shape(*queries, _D), _shape(devices, width, _D), _shape(**ints))
+
+    wide, queries = 2 * _TOP, _tiles(most, device_screen._TILE, devices)
+    places = wide + device_screen._PLACES * device_screen._FEWEST
+    add = functools.partial(device_screen._add, each=device_screen._FEWEST, first=wide, total=_N)
+    add = jax.pmap(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
+    kept = _shape(*queries, places), _shape(*queries, places, **ints), _shape(*queries), _shape(devices, 2)
+    coarse, docs = (_shape(*rows, _D, kind=jnp.bfloat16) for rows in (queries, (devices, width)))
+    given = device_screen._State(*kept), coarse, docs, _shape(devices, 2)
+    yield 'mining, bfloat16', add, (*given, _shape(**ints), _shape(**ints))
+
+    found = device_screen.Chosen(
+        queries=_shape(devices, most // devices, _D),
+        ids=_shape(devices, most // devices, wide, **ints),
+        products=_shape(devices, most // devices, wide),
+        dropped=_shape(devices, most // devices),
+        error=_shape(devices, most // devices),
+    )
+    ranked = jax.pmap(functools.partial(screened._ranked, k=_TOP), in_axes=(0, 0, None))
+    all_docs = _shape(devices, _KEPT * width, _D, kind=jnp.float16)
+    yield 'mining, ranking', ranked, (all_docs, found, _shape(_D))
+
+
+def _tiles(queries: int, tile: int, devices: int) -> tuple[int, int, int]:
+    return devices, -(-queries // (tile * devices)), tile
 
 
 def _routing(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
@@ -117,13 +134,14 @@ def _routing(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     probed = _shape(devices, _Q + 1, depth, **ints)
     shared = (centroids, _shape(devices, _L), probed, _shape(devices, depth), _shape(devices))
     wanted = (
-        _shape(devices, corpus.ROWS, routing._QUERIES, **ints),
-        _shape(devices, corpus.ROWS, routing._QUERIES),
+        _shape(devices, corpus.BLOCK, routing._QUERIES, **ints),
+        _shape(devices, corpus.BLOCK, routing._QUERIES),
     )
-    docs = (_shape(devices, corpus.ROWS, _D, kind=jnp.float16), _shape(devices, corpus.ROWS, **ints))
-    yield 'routing, lists', corpus._on_devices(routing._cheapest), (shared, (*docs, *wanted))
+    docs = (_shape(devices, corpus.BLOCK, _D, kind=jnp.float16), _shape(devices, corpus.BLOCK, **ints))
+    yield 'routing, lists', corpus._on_devices(routing._cheapest_block), (shared, (*docs, *wanted))
+    yield 'routing, sums', routing._summed(), (centroids, _shape(devices), *docs)
     adam = optax.adam(1e-2)
-    step = functools.partial(routing._step, optimizer=adam, temperature=1.0, tether=1.0)
+    step = functools.partial(routing._step, optimizer=adam, rate=1.0, temperature=1.0, tether=1.0)
     step = jax.pmap(step, donate_argnums=(0, 1))
     state = jax.eval_shape(jax.vmap(adam.init), centroids)
     batch = (devices, routing._BATCH)
@@ -175,7 +193,7 @@ def _map_over(devices: int) -> None:
     chips = topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGY).devices[:devices]
     jax.pmap = lambda function, **settings: _pmap(function, **{**settings, 'devices': chips})
     importlib.reload(points)  # which maps its functions as it is imported
-    for mapped in (encode._compiled, corpus._on_devices, placement._fetch):
+    for mapped in (encode._compiled, corpus._on_devices, placement._fetch, routing._summed):
         mapped.cache_clear()
 
 

@@ -21,5 +21,5 @@ def test_a_tpus_compiler_takes_all_of_it(tmp_path):
     command = [sys.executable, '-c', _SMALL, f'--out={tmp_path / "out.json"}']
     subprocess.run(command, env=env, check=True, timeout=900)
     rows = json.loads((tmp_path / 'out.json').read_text(encoding='utf-8'))['rows']
-    assert {row['devices'] for row in rows} == {1, 4} and len(rows) == 2 * 18
+    assert {row['devices'] for row in rows} == {1, 4} and len(rows) == 2 * 19
     assert all(0 < row['bytes'] < row.get('predicted', 2**30) * 1.2 for row in rows)
