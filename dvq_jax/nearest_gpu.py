@@ -12,8 +12,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from dvq_jax.types import Array
 
@@ -59,6 +57,10 @@ def nearest(
     Returns:
       As there: [n, G] int32 and [n, G] float32.
     """
+    # A fifth of a second to import, for which only who has a GPU should wait.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     (rows, groups, width), count = vectors.shape, centers.shape[1]
     # An array in a kernel has a power of two of elements; what fills it up is never the nearest.
     wide, words = (max(_LEAST, pl.next_power_of_2(size)) for size in (width, count))
