@@ -26,8 +26,6 @@ from dvq_jax.errors import InputError
 from dvq_jax.quantizer import reconstruct, rotate
 from dvq_jax.types import Array, Encoding, IndexParams
 
-_READ = 4096  # examples at once
-
 
 def train_opq(corpus: np.ndarray, *, codebooks: int, codewords: int) -> np.ndarray:
     """FAISS's OPQ of the whole vectors, its own iteration counts on every document; it takes no seed.
@@ -292,18 +290,12 @@ def read_labelled(dataset: Dataset) -> Labelled:
         raise InputError(
             f'{dataset.folder}: JPQ trains on labels; prepare it with --qrels, or leave JPQ out.'
         )
-    queries, positives, topk = [], [], []
-    for start in range(0, len(dataset.train), _READ):
-        rows = range(start, min(start + _READ, len(dataset.train)))
-        for example in dataset.train.__getitems__(rows):
-            if len(example['positives']):
-                queries.append(example['embedding'])
-                positives.append(example['positives'])
-                topk.append(example['topk_ids'])
-    padded = np.full((len(positives), max(map(len, positives))), -1, np.int32)
-    for row, relevant in enumerate(positives):
-        padded[row, : len(relevant)] = relevant
-    return Labelled(queries=np.stack(queries), positives=padded, topk=np.stack(topk))
+    examples = dataset.train.columns()
+    counts = np.diff(examples.offsets)
+    some = examples.take(np.flatnonzero(counts))
+    return Labelled(
+        queries=some.embeddings, positives=some.padded_positives(counts.max()), topk=some.topk_ids
+    )
 
 
 def _jpq_loss(

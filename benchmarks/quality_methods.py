@@ -236,7 +236,7 @@ def _mean(results: dict[str, dict[str, float]], metric: str) -> float:
 
 def _libvq_changes(bench: Bench, params: IndexParams, temperature: float) -> dict[str, Any]:
     """LibVQ's settings; a temperature is divided by the teacher's spread and a rate by what it moves."""
-    spread = score_spread(np.stack([example['topk_scores'] for example in bench.dataset.dev]))
+    spread = score_spread(bench.dataset.dev.columns().topk_scores)
     rates = {
         f'optimizer.rates.{name}': rate / float(np.sqrt(np.mean(np.square(getattr(params, name)))))
         for name, rate in LIBVQ_RATES.items()

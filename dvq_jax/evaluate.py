@@ -65,17 +65,16 @@ def held_out_queries(dataset: Dataset, doc_ids: Sequence[str] | None = None) -> 
     Raises:
       InputError: the dataset holds none out.
     """
-    examples = list(dataset.dev)
-    if not examples:
+    if not len(dataset.dev):
         raise InputError(f'{dataset.folder}: holds no dev queries; prepare it with --dev_queries above 0.')
-    positives = [example['positives'] for example in examples]
+    examples = dataset.dev.columns()
     return Queries(
-        ids=[example['query_id'] for example in examples],
-        embeddings=np.stack([example['embedding'] for example in examples]),
-        positives=positives if any(map(len, positives)) else None,
-        teacher=np.stack([example['topk_ids'] for example in examples])[:, :DEPTH],
+        ids=examples.query_ids,
+        embeddings=examples.embeddings,
+        positives=np.split(examples.positives, examples.offsets[1:-1]) if len(examples.positives) else None,
+        teacher=examples.topk_ids[:, :DEPTH],
         doc_ids=open_ids(None, len(dataset.corpus)) if doc_ids is None else doc_ids,
-        texts=[example['text'] for example in examples] if dataset.texts else None,
+        texts=examples.texts,
     )
 
 

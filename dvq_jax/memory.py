@@ -121,8 +121,8 @@ def step_bytes(step: Step) -> int:
     Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
 
-    The factors were fitted to what XLA's CPU compiler plans. `benchmarks/step_memory.py` draws steps,
-    compiles them, and says how many are within 20 %: all above 128 MiB and nearly all above 10
+    The factors were fitted to what XLA plans for CPUs, by JAX 0.10 and 0.11. `benchmarks/step_memory.py`
+    draws steps, compiles them, and says how many are within 20 %: all above 128 MiB and nearly all above 10
     (docs/performance.md).
     A GPU's compiler fuses more.
 
@@ -169,9 +169,9 @@ def _pairs(step: Step) -> int:
 
 
 def _matrices(step: Step) -> float:
-    """m, how often a step holds the scores of all its queries: 2.4 + 3.8·t, with t losses.
+    """m, how often a step holds the scores of all its queries: 2.3 + 3.75·t, with t losses.
 
-    Where lists are dynamic XLA takes one student after the other: 2.4 + 2.3·t, with KL 1 more. The
+    Where lists are dynamic XLA takes one student after the other: 2.3 + 2.3·t, with KL 1 more. The
     contrastive loss counts 1/2; so does MSE alone, and 0 where margin-MSE is all there is beside it. RankNet
     adds 6.
     """
@@ -179,5 +179,5 @@ def _matrices(step: Step) -> float:
     count = len(names) - ('contrastive' in names) / 2
     if names <= {'mse', 'margin_mse'}:
         count = 1 if 'margin_mse' in names else 1 / 2
-    each, more = (2.3, 'kl' in names) if step.dynamic else (3.8, 0)
-    return 2.4 + each * count + more + 6 * ('ranknet' in names)
+    each, more = (2.3, 'kl' in names) if step.dynamic else (3.75, 0)
+    return 2.3 + each * count + more + 6 * ('ranknet' in names)

@@ -36,7 +36,7 @@ def _runs(count: int, width: int) -> bool:
     few = (np.zeros(shape, np.float32) for shape in ((1, 1, width), (1, count, width), (1, count)))
     try:
         jax.jit(nearest).lower(*few).compile()
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # Pallas's, XLA's
         print(f'codewords are found without a kernel: {error}', file=sys.stderr, flush=True)
         return False
     return True

@@ -230,7 +230,7 @@ def _steps(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
 
 
 def _spread(dataset: Dataset) -> float:
-    return score_spread(np.stack([example['topk_scores'] for example in dataset.dev]))
+    return score_spread(dataset.dev.columns().topk_scores)
 
 
 def _check_metric(name: str, queries: evaluate.Queries, dataset: Dataset) -> str:
