@@ -54,6 +54,11 @@ def by_rows(function: Callable, *arrays: Array, rows: int = ROWS) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
+def rows_at_once(count: int) -> int:
+    """How many of so many rows a device takes at a time: fewer than a block where all get along with that."""
+    return BLOCK if count > jax.local_device_count() * ROWS else ROWS
+
+
 def spread(block: Any, size: int) -> Any:
     """Cuts a block into one of `size` rows for each local device, padded with zeros.
 
@@ -208,8 +213,8 @@ def assign_corpus(
         return corpus[rows], None if taken is None else taken[rows]
 
     if not host.is_all_there_is():
-        size = BLOCK if count > jax.local_device_count() * ROWS else ROWS
-        return over_rows(_assign_block, (params,), read, count, size=size, label='assign', parts=parts)
+        settings = {'size': rows_at_once(count), 'label': 'assign', 'parts': parts}
+        return over_rows(_assign_block, (params,), read, count, **settings)
 
     def make(region: slice, progress: Progress) -> np.ndarray:
         lists = np.empty(region.stop - region.start, np.int32)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax import blocks, codes, files, host, host_encode, peers, towers
-from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, spread
+from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, rows_at_once, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
@@ -296,7 +296,7 @@ class Encoder:
         self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
     ) -> Encoding:
         """The encoding [devices, n, ...] of documents that at most `width` queries want."""
-        size = BLOCK if len(rows) > jax.local_device_count() * ROWS else ROWS
+        size = rows_at_once(len(rows))
         docs, lists = spread((docs, lists), size)
         if width:
             audience = self._audience

@@ -32,7 +32,7 @@ from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, host, preemption, stages
 from dvq_jax.codewords import sums_added, sums_on_host
-from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows, spread
+from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows, rows_at_once, spread
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
@@ -376,6 +376,5 @@ def assign(
 
     probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
     shared = (centroids, prices, probed, degrees, gain)
-    size = BLOCK if len(corpus) > jax.local_device_count() * ROWS else ROWS
-    settings = {'size': size, 'label': 'route documents', 'parts': where('lists')}
+    settings = {'size': rows_at_once(len(corpus)), 'label': 'route documents', 'parts': where('lists')}
     return over_rows(_cheapest_block, shared, read, len(corpus), **settings)
