@@ -93,7 +93,7 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
       The step by `jax.pmap`, the state and the batch that it takes, and the bytes of `memory.step_bytes`.
     """
     queries = (shape.devices, shape.batch_size // shape.devices)
-    docs, dim = (*queries, shape.candidates), shape.dim
+    docs, dim = (shape.devices, queries[1] * shape.candidates), shape.dim
     floats, ints = (functools.partial(jax.ShapeDtypeStruct, dtype=kind) for kind in (jnp.float32, jnp.int32))
     tower, tokens, held = _tower(shape)
     batch = Batch(
@@ -101,6 +101,7 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
         doc_ids=ints(docs),
         docs=floats((*docs, dim)),
         lists=ints(docs),
+        places=None if shape.in_batch else ints((*queries, shape.candidates)),
         positives=ints((*queries, _POSITIVES)),
         tokens=ints((*queries, *tokens)) if tokens else None,
     )
@@ -117,7 +118,6 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
         loss=shape.loss,
         estimator=shape.estimator,
         dynamic=shape.dynamic,
-        in_batch=shape.in_batch,
         products=shape.products,
     )
     state = jax.eval_shape(lambda index, tree: init_state(index, tree, adam), index, params)

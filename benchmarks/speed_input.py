@@ -26,9 +26,10 @@ _ALL = 'top200+ib'
 def _brought_again(dataset: Dataset, text: str, *, batch_size: int, seed: int) -> float:
     """The share of a batch's documents, by the mixture of that name, that another query has brought too."""
     settings = {'batch_size': batch_size, 'seed': seed, 'lists': None, 'with_docs': False}
-    batches = training_batches(dataset.corpus, dataset.train, mixture=parse_mixture(text), **settings)
+    mixture = parse_mixture(text)
+    batches = training_batches(dataset.corpus, dataset.train, mixture=mixture, **settings)
     ids = [next(batches).batch.doc_ids for _ in range(_LOOKED_AT)]
-    return 1 - float(np.mean([len(np.unique(some)) / some.size for some in ids]))
+    return 1 - float(np.mean([np.sum(some >= 0) / (batch_size * mixture.size) for some in ids]))
 
 
 def measure(config: ml_collections.ConfigDict, *, batches: int, repeats: int) -> dict[str, Any]:

@@ -34,13 +34,15 @@ def make_batch(*, batch_size: int, candidates: int, dim: int, lists: int = LISTS
     rng = np.random.default_rng(seed)
     queries = rng.normal(size=(batch_size, dim)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    docs = queries[:, None] + rng.normal(size=(batch_size, candidates, dim)).astype(np.float32) / dim**0.5
-    docs /= np.linalg.norm(docs, axis=2, keepdims=True)
+    count = batch_size * candidates
+    docs = np.repeat(queries, candidates, axis=0)
+    docs += rng.normal(size=(count, dim)).astype(np.float32) / dim**0.5
+    docs /= np.linalg.norm(docs, axis=1, keepdims=True)
     batch = Batch(
         queries=queries,
-        doc_ids=np.arange(batch_size * candidates, dtype=np.int32).reshape(batch_size, candidates),
-        docs=docs.astype(np.float32),
-        lists=rng.integers(0, lists, (batch_size, candidates)).astype(np.int32),
+        doc_ids=np.arange(count, dtype=np.int32),
+        docs=docs,
+        lists=rng.integers(0, lists, count).astype(np.int32),
         positives=np.full((batch_size, 1), -1, np.int32),
     )
     return jax.tree.map(lambda x: x[None], batch)
@@ -67,7 +69,6 @@ def plain_step(
     loss: str = 'listnet',
     products: str = 'float32',
     dynamic: bool = False,
-    in_batch: bool = True,
 ) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, and the step with nothing else out of the ordinary."""
     objective = Objective(
@@ -76,7 +77,6 @@ def plain_step(
         ivf_weight=1.0,
         pq_weight=1.0,
         scale_ivf_to_pq=False,
-        in_batch=in_batch,
         dynamic=dynamic,
         estimator=estimator,
         estimator_temperature=1.0,
@@ -118,7 +118,6 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], Any]:
     centroids, codebooks = (torch.nn.Parameter(put(x)) for x in (index.centroids, index.codebooks))
     adam = torch.optim.AdamW([centroids, codebooks], lr=1e-4)
     queries, docs, lists = (put(x[0]) for x in (batch.queries, batch.docs, batch.lists))
-    docs, lists = docs.reshape(-1, docs.shape[-1]), lists.reshape(-1).long()
     books, words, width = codebooks.shape
     teacher = functional.softmax(queries @ docs.T / _TEMPERATURE, dim=-1)
 
@@ -128,7 +127,7 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], Any]:
 
     def step() -> torch.Tensor:
         adam.zero_grad(set_to_none=True)
-        coarse = centroids[lists]
+        coarse = centroids[lists.long()]
         parts = (docs - coarse).reshape(-1, books, 1, width)
         soft = functional.softmax(-((parts - codebooks[None]) ** 2).sum(-1), dim=-1)
         hard = functional.one_hot(soft.argmax(-1), words).to(soft.dtype)

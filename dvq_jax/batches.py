@@ -1,10 +1,12 @@
 """From the training dataset to batches: a deterministic, resumable Grain pipeline.
 
 Which queries a step sees, and which candidates each of them draws, depend on the seed and the step alone: the
-global batch of step t is examples t·B to (t+1)·B of the shuffled, repeated dataset, and process p takes every
-P-th of them. So the iterator's state, a count of batches, fits any number of processes and devices.
+global batch of step t is examples t·B to (t+1)·B of the shuffled, repeated dataset, dealt out to the devices
+in that order. So the iterator's state, a count of batches, fits any number of processes and devices.
 
-Each example that is handled by itself costs: what a batch takes is looked up for all of its examples at once.
+Every process looks at all examples of a batch, for only so does it know which documents are brought twice; it
+reads the documents of its own devices alone. Each example that is handled by itself costs: what a batch takes
+is looked up for all of its examples at once.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import grain
 import jax
 import numpy as np
 
-from dvq_jax.candidates import Draw, Mixture, bring, draw
+from dvq_jax.candidates import Mixture, bring, distinct, draw
 from dvq_jax.columns import Source
 from dvq_jax.data import gather
 from dvq_jax.types import Batch
@@ -28,7 +30,7 @@ class HostBatch:
     """A batch of this process, before it goes to the devices.
 
     Attributes:
-      batch: arrays lead with [local devices, b].
+      batch: arrays lead with the local devices.
       query_ids: this process's queries, to name them when something goes wrong.
     """
 
@@ -66,28 +68,32 @@ def training_batches(
     Returns:
       An iterator of `HostBatch`, with `get_state()` and `set_state()`.
     """
+    devices, local = jax.device_count(), jax.local_device_count()
+    here = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
 
-    processes, process, local = jax.process_count(), jax.process_index(), jax.local_device_count()
+    def spread(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, batch_size // devices, *array.shape[1:])
 
     def collate(numbers: list[tuple[int, int]]) -> HostBatch:
         positions, rows = np.array(numbers).T
-        some = examples.take(rows)
-        step = int(positions[0]) // batch_size
-        chances = draw(mixture, batch_size, np.random.default_rng((seed, step)))
-        doc_ids = bring(mixture, Draw(*(x[process::processes] for x in chances)), some)
+        everybodys = examples.take(rows)
+        chances = draw(mixture, batch_size, np.random.default_rng((seed, int(positions[0]) // batch_size)))
+        found = distinct(spread(bring(mixture, chances, everybodys)), in_batch=mixture.in_batch)
+        doc_ids, places = jax.tree.map(lambda x: x[here], found)
+        own = everybodys.take(spread(np.arange(batch_size))[here].reshape(-1))
         batch = Batch(
-            queries=some.embeddings,
+            queries=spread(own.embeddings),
             doc_ids=doc_ids,
             docs=gather(corpus, doc_ids) if with_docs else None,
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
-            positives=some.padded_positives(_MAX_POSITIVES),
-            tokens=None if read is None else read(some.texts),
+            places=places,
+            positives=spread(own.padded_positives(_MAX_POSITIVES)),
+            tokens=None if read is None else spread(read(own.texts)),
         )
-        spread = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
-        return HostBatch(batch=spread, query_ids=tuple(some.query_ids))
+        return HostBatch(batch=batch, query_ids=tuple(own.query_ids))
 
     numbers = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
     placed = numbers.map_with_index(lambda position, row: (position, row))
-    batches = placed[process::processes].batch(batch_size // processes, batch_fn=collate)
+    batches = placed.batch(batch_size, batch_fn=collate)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(options))

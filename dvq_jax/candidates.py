@@ -11,8 +11,9 @@ A mixture is written as its sources joined by '+', which covers every row of the
 | 'gt+top200:10+ib' | a relevant document and 10 drawn | what all queries of the global batch brought |
 
 Documents are drawn on the host, for all queries of a global batch by one generator, so that a draw depends on
-the seed and the step alone and not on the number of processes or devices. Duplicates are found on the device,
-after in-batch documents are pooled.
+the seed and the step alone and not on the number of processes or devices. What several queries bring is
+quantized once: in-batch, the global batch's distinct documents are dealt out to the devices; else each device
+has those of its own queries.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from dvq_jax.errors import InputError
 from dvq_jax.types import Array
 
 _TOP = re.compile(r'top(\d+)(?::(\d+))?')
+_WIDTHS = 32  # numbers of documents that a step is compiled for, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ def bring(mixture: Mixture, drawn: Draw, examples: Columns) -> np.ndarray:
       examples: n queries, with Top-K of at least mixture.top_k.
 
     Returns:
-      [n, C] int32 rows of the corpus; -1 where a query has no relevant document.
+      [n, C] int32 rows of the corpus, a query's each once; -1 first where it has no relevant document, or has
+      drawn it among the others.
     """
     own = np.take_along_axis(examples.topk_ids, drawn.ranks, axis=1)
     if not mixture.ground_truth:
@@ -140,27 +143,54 @@ def bring(mixture: Mixture, drawn: Draw, examples: Columns) -> np.ndarray:
     labelled, first = counts > 0, np.full((len(own), 1), -1, np.int32)
     places = examples.offsets[:-1] + (drawn.positives * counts).astype(np.int64)
     first[labelled, 0] = examples.positives[places[labelled]]
+    first[np.any(own == first, axis=1)] = -1
     return np.concatenate([first, own], axis=1)
 
 
-def first_occurrence(ids: Array) -> Array:
-    """Marks each document once: False for padding (-1) and for an id that stands earlier on the last axis.
+class Distinct(NamedTuple):
+    """What a step quantizes, by device.
+
+    Attributes:
+      doc_ids: [devices, u] int32, rows of the corpus in ascending order, each once; -1 fills up.
+      places: [devices, b, C] int32, where among the device's documents those are that each query brought; -1
+        where it brought none. None where queries are scored against the documents of all devices.
+    """
+
+    doc_ids: np.ndarray
+    places: np.ndarray | None
+
+
+def distinct(brought: np.ndarray, *, in_batch: bool) -> Distinct:
+    """Each document once: in the global batch, or else on each device.
 
     Args:
-      ids: [..., n] int32.
+      brought: [devices, b, C] int32, what the queries of all devices bring; -1 pads.
+      in_batch: whether queries are scored against the documents of all devices.
 
     Returns:
-      [..., n] bool.
-
-    Example:
-      first_occurrence(jnp.array([7, 3, 7, -1]))  # [True, True, False, False]
+      The documents. u is one of at most 32 numbers, so that few shapes of a step are compiled.
     """
-    # Sorts that carry what is wanted along: accelerators gather single numbers slowly.
-    places = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
-    ranked, order = jax.lax.sort((ids, places), num_keys=1, is_stable=True)
-    head = jnp.ones_like(ranked[..., :1], dtype=bool)
-    new = jnp.concatenate([head, ranked[..., 1:] != ranked[..., :-1]], axis=-1)
-    return jax.lax.sort((order, new), num_keys=1)[1] & (ids >= 0)
+    devices, queries, each = brought.shape
+    if in_batch:
+        found = np.unique(brought[brought >= 0])
+        width = _width(-(-len(found) // devices), most=queries * each)
+        doc_ids = np.full((devices, width), -1, np.int32)
+        doc_ids.reshape(-1)[: len(found)] = found
+        return Distinct(doc_ids, None)
+    owns = [np.unique(own[own >= 0]) for own in brought]
+    doc_ids = np.full((devices, _width(max(map(len, owns)), most=queries * each)), -1, np.int32)
+    places = np.full(brought.shape, -1, np.int32)
+    for device, own in enumerate(owns):
+        doc_ids[device, : len(own)] = own
+        real = brought[device] >= 0
+        places[device][real] = np.searchsorted(own, brought[device][real])
+    return Distinct(doc_ids, places)
+
+
+def _width(count: int, *, most: int) -> int:
+    """The count, at least 1 and at most `most`, rounded up to a multiple of a 32nd of that."""
+    step = -(-most // _WIDTHS)
+    return min(most, step * -(-max(count, 1) // step))
 
 
 def pool(values: Array, axis_name: str) -> Array:

@@ -41,7 +41,7 @@ class Placed:
     sharded: bool
 
     def bring(self, batch: Batch) -> Batch:
-        """A batch with its documents, [local devices, b, C, D] float32, which stay on the devices."""
+        """A batch with its documents, [local devices, u, D] float32, which stay on the devices."""
         return batch.replace(docs=_fetch(self.sharded)(self.rows, batch.doc_ids))
 
 
@@ -139,11 +139,11 @@ def fetch(rows: Array, ids: Array, *, axis: str | None) -> Array:
 
     Args:
       rows: [n, D] float16 or bfloat16, the device's part of the corpus.
-      ids: [b, C] int32, rows of the corpus; -1 pads.
+      ids: [u] int32, rows of the corpus; -1 pads.
       axis: the mapped axis along which the corpus is cut; None where the device has all of it.
 
     Returns:
-      [b, C, D] float32; zeros where padded.
+      [u, D] float32; zeros where padded.
     """
     if axis is None:
         return _take(rows, ids).astype(jnp.float32)

@@ -52,7 +52,6 @@ class Objective:
       pq_weight: of f(T, S^pq).
       scale_ivf_to_pq: multiply the IVF loss by the ratio PQ loss / IVF loss, held constant in the gradient,
         so that both weigh the same.
-      in_batch: score queries against the candidates of the global batch.
       dynamic: re-assign documents to lists at each step; else they stay in their frozen lists.
       estimator: 'hard' or 'softmax', see `quantizer.straight_through`.
       estimator_temperature: of 'softmax'.
@@ -64,7 +63,6 @@ class Objective:
     ivf_weight: float
     pq_weight: float
     scale_ivf_to_pq: bool
-    in_batch: bool
     dynamic: bool
     estimator: str
     estimator_temperature: float
@@ -105,21 +103,16 @@ def _dots(queries: Array, docs: Array, products: Products) -> Array:
     return product(docs, queries[:, :, None], products)[:, :, 0]
 
 
-def _candidate_set(
-    batch: Batch, quantized: Quantized, *, in_batch: bool
-) -> tuple[Array, Array, Array, Array]:
+def _candidate_set(batch: Batch, quantized: Quantized) -> tuple[Array, Array, Array, Array]:
     """ids, teacher's documents, coarse and full students of the documents that each query is scored against.
 
     In-batch, [n, ...] for all queries together; else [b, C, ...], each query's own.
     """
-    b, c, dim = batch.docs.shape
     parts = (batch.doc_ids, batch.docs, quantized.coarse, quantized.full)
-    if not in_batch:
-        shapes = ((b, c), (b, c, dim), (b, c, dim), (b, c, dim))
-        return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    shapes = ((b * c,), (b * c, dim), (b * c, dim), (b * c, dim))
-    flat = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return tuple(candidates.pool(part, AXIS) for part in flat)
+    if batch.places is None:
+        return tuple(candidates.pool(part, AXIS) for part in parts)
+    ids, *vectors = (part[jnp.maximum(batch.places, 0)] for part in parts)
+    return jnp.where(batch.places < 0, -1, ids), *vectors
 
 
 def local_loss(
@@ -138,24 +131,22 @@ def local_loss(
       'pq_loss' (shares likewise), 'codewords_used' ([M, K]) and 'list_visits' ([L]), int32 counts.
     """
     index = index_params(params)
-    b, c, dim = batch.docs.shape
-    lists = None if objective.dynamic else batch.lists.reshape(b * c)
     quantized = straight_through(
         index,
-        batch.docs.reshape(b * c, dim),
-        lists,
+        batch.docs,
+        None if objective.dynamic else batch.lists,
         estimator=objective.estimator,
         temperature=objective.estimator_temperature,
         products=objective.products,
     )
-    ids, docs, coarse, full = _candidate_set(batch, quantized, in_batch=objective.in_batch)
+    ids, docs, coarse, full = _candidate_set(batch, quantized)
     asked = batch.queries if batch.tokens is None else batch.tokens
     queries = tower.apply({'params': params['tower']}, asked)
     queries = rotate(index, queries, products=objective.products)
     teacher = _dots(batch.queries, docs, objective.products)
-    where = jnp.broadcast_to(candidates.first_occurrence(ids), teacher.shape)
+    where = jnp.broadcast_to(ids >= 0, teacher.shape)
     positives = candidates.is_positive(ids, batch.positives)
-    total_queries = b * jax.lax.psum(1, AXIS)
+    total_queries = len(batch.queries) * jax.lax.psum(1, AXIS)
 
     def student_loss(student_docs):
         values = losses.objective(
@@ -173,7 +164,7 @@ def local_loss(
     if objective.scale_ivf_to_pq:
         whole_ivf, whole_pq = jax.lax.psum(jax.lax.stop_gradient((ivf, pq)), AXIS)
         ivf_weight *= whole_pq / jnp.maximum(whole_ivf, 1e-12)
-    real = (batch.doc_ids.reshape(-1) >= 0).astype(jnp.int32)
+    real = (batch.doc_ids >= 0).astype(jnp.int32)
     books, words, _ = index.codebooks.shape
     ones = jnp.broadcast_to(real[:, None, None], (len(real), books, 1)).astype(jnp.float32)
     used = sums(quantized.codes, ones, words=words)[..., 0].astype(jnp.int32)

@@ -58,15 +58,17 @@ class Encoding:
 
 @flax.struct.dataclass
 class Batch:
-    """One device's share of a training batch: b queries with C candidate documents each.
+    """One device's share of a training batch: b queries, and u documents, see `candidates.distinct`.
 
     Attributes:
       queries: [b, D] float32, the teacher's query embeddings.
-      doc_ids: [b, C] int32, rows of the corpus; -1 pads.
-      docs: [b, C, D] float32, the teacher's document embeddings; zeros where padded. None until they are
+      doc_ids: [u] int32, rows of the corpus, each once; -1 pads.
+      docs: [u, D] float32, the teacher's document embeddings; zeros where padded. None until they are
         brought, where the corpus is on the devices.
-      lists: [b, C] int32, the documents' frozen IVF lists; zeros where padded.
-      positives: [b, G] int32, the relevant documents of each query; -1 pads.
+      lists: [u] int32, the documents' frozen IVF lists; any where padded.
+      places: [b, C] int32, where among the u those are that each query is scored against; -1 pads. None where
+        that is all that the devices have.
+      positives: [b, G] int32, the relevant documents of each query, rows of the corpus; -1 pads.
       tokens: [b, T] int32, the queries' texts, where the tower reads them; -1 pads.
     """
 
@@ -75,4 +77,5 @@ class Batch:
     docs: Any
     lists: Any
     positives: Any
+    places: Any = None
     tokens: Any = None

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dvq_jax import candidates, columns
@@ -82,11 +82,47 @@ def test_takes_all_of_the_top_k_in_order_and_pads_a_query_without_labels():
     assert alone.tolist() == [[6]]
 
 
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(-1, 6), min_size=9, max_size=9), min_size=1, max_size=4))
-def test_marks_first_occurrences(rows):
-    expected = [[x >= 0 and x not in row[:i] for i, x in enumerate(row)] for row in rows]
-    np.testing.assert_array_equal(candidates.first_occurrence(jnp.asarray(rows, jnp.int32)), expected)
+def test_a_relevant_document_that_is_drawn_is_brought_once():
+    mixture = parse_mixture('gt+top3')
+    chances = candidates.draw(mixture, 2, np.random.default_rng(0))
+    rows = candidates.bring(mixture, chances, examples([[4], [9]], [5, 4, 3]))
+    assert rows.tolist() == [[-1, 5, 4, 3], [9, 5, 4, 3]]
+
+
+BROUGHT = st.lists(st.integers(-1, 40), min_size=24, max_size=24)
+
+
+@given(BROUGHT, st.sampled_from([1, 2, 4]))
+def test_in_batch_each_document_is_on_one_device_once(brought, devices):
+    brought = np.array(brought, np.int32).reshape(devices, -1, 3)
+    found = candidates.distinct(brought, in_batch=True)
+    real = found.doc_ids[found.doc_ids >= 0]
+    assert real.tolist() == sorted({*brought.ravel().tolist()} - {-1})
+    assert found.places is None and found.doc_ids.dtype == np.int32
+    assert found.doc_ids.shape == (devices, max(1, -(-len(real) // devices)))
+
+
+@given(BROUGHT, st.sampled_from([1, 2, 4]))
+def test_else_each_document_is_once_on_each_device_that_wants_it(brought, devices):
+    brought = np.array(brought, np.int32).reshape(devices, -1, 3)
+    found = candidates.distinct(brought, in_batch=False)
+    owns = [sorted({*own.ravel().tolist()} - {-1}) for own in brought]
+    assert [[x for x in row if x >= 0] for row in found.doc_ids.tolist()] == owns
+    assert found.doc_ids.shape == (devices, max(1, *map(len, owns)))
+    for row, places, wanted in zip(found.doc_ids, found.places, brought, strict=True):
+        np.testing.assert_array_equal(np.where(places < 0, -1, row[places]), wanted)
+
+
+@pytest.mark.parametrize('in_batch', [True, False])
+def test_few_shapes_are_compiled(in_batch):
+    rng, most = np.random.default_rng(0), 128 * 9
+    widths = set()
+    for documents in [1, 2, *range(5, 5000, 25)]:
+        brought = rng.integers(0, documents, (1, 128, 9), np.int32)
+        width = candidates.distinct(brought, in_batch=in_batch).doc_ids.shape[1]
+        assert len(np.unique(brought)) <= width <= most
+        widths.add(width)
+    assert 16 < len(widths) <= 32
 
 
 def test_positives_are_found_among_pooled_or_own_candidates():

@@ -12,7 +12,7 @@ from dvq_jax.types import Batch
 from tests.conftest import write_collection
 from tests.train_test import arrays, difference, finish, start, start_two
 
-IDS = np.array([[[0, 5, -1], [29, 30, 5]], [[16, 15, 30], [-1, 0, 8]]], np.int32)  # [devices, b, C]
+IDS = np.array([[0, 5, 6, 29, 30, -1], [0, 8, 15, 16, 30, -1]], np.int32)  # [devices, u]
 
 
 def make_corpus(kind=np.float16):
@@ -32,7 +32,7 @@ def test_documents_come_from_the_device_that_has_them(size):
 @pytest.mark.parametrize('block', [8, 64])
 def test_a_placed_corpus_brings_what_gather_does(where, block, monkeypatch):
     monkeypatch.setattr(placement, 'BLOCK', block)
-    corpus, ids = make_corpus(), IDS.reshape(1, 4, 3)
+    corpus, ids = make_corpus(), IDS.reshape(1, 12)
     placed = placement.place(where, corpus)
     batch = Batch(queries=None, doc_ids=ids, docs=None, lists=None, positives=None)
     np.testing.assert_array_equal(placed.bring(batch).docs, gather(corpus, ids))

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvq_jax import losses, optimizer, quantizer, towers, train_step
+from dvq_jax import candidates, losses, optimizer, quantizer, towers, train_step
+from dvq_jax.data import gather
 from dvq_jax.types import Batch, IndexParams
 
 B, C, D, L, M, K = 4, 3, 8, 5, 2, 4
@@ -20,36 +21,40 @@ def make_index():
     )
 
 
-def make_batch(corpus, ids):
-    """One device's batch; document 2 stands in several rows, one slot is padding."""
+def make_batch(corpus, ids, in_batch=True):
+    """One device's batch; several queries bring document 2, one slot is padding."""
     ids = np.asarray(ids, np.int32)
-    queries = np.random.default_rng(1).normal(size=(len(ids), D)).astype(np.float32)
-    docs = np.where(ids[..., None] >= 0, corpus[np.maximum(ids, 0)], 0).astype(np.float32)
-    positives = np.where(np.arange(2) == 0, ids[:, :1], -1).astype(np.int32)
-    batch = Batch(queries=queries, doc_ids=ids, docs=docs, lists=np.maximum(ids, 0) % L, positives=positives)
-    return jax.tree.map(lambda x: x[None], batch)
+    found = candidates.distinct(ids[None], in_batch=in_batch)
+    return Batch(
+        queries=np.random.default_rng(1).normal(size=(1, len(ids), D)).astype(np.float32),
+        doc_ids=found.doc_ids,
+        docs=gather(corpus, found.doc_ids),
+        lists=np.maximum(found.doc_ids, 0) % L,
+        places=found.places,
+        positives=np.where(np.arange(2) == 0, ids[None, :, :1], -1).astype(np.int32),
+    )
 
 
 CORPUS = np.random.default_rng(2).normal(size=(9, D)).astype(np.float32)
-IDS = [[0, 1, 2], [2, 2, 3], [-1, 4, 5], [6, 2, 8]]
+IDS = [[0, 1, 2], [2, 7, 3], [-1, 4, 5], [6, 2, 8]]
 
 
 def make_objective(**changes):
     settings = {
         'terms': losses.parse_objective('listnet'), 'temperature': 0.5, 'ivf_weight': 0.7, 'pq_weight': 1.3,
-        'scale_ivf_to_pq': False, 'in_batch': True, 'dynamic': False, 'estimator': 'hard',
+        'scale_ivf_to_pq': False, 'dynamic': False, 'estimator': 'hard',
         'estimator_temperature': 1.0,
     }  # fmt: skip
     return train_step.Objective(**{**settings, **changes})
 
 
-def run_step(objective, tower='identity', rates=RATES):
+def run_step(objective, in_batch=True, tower='identity', rates=RATES):
     module = towers.build(tower)
     transformation = optimizer.build(rates, steps=10, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)
     before = jax.tree.map(np.asarray, state.params)
-    state, metrics = step(state, make_batch(CORPUS, IDS))
+    state, metrics = step(state, make_batch(CORPUS, IDS, in_batch))
     return before, state, {name: float(value) for name, value in metrics.items()}
 
 
@@ -77,7 +82,7 @@ def expected_losses(in_batch, lists_of):
 @pytest.mark.parametrize('in_batch', [True, False])
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_losses_are_those_of_the_set_of_documents(in_batch, dynamic):
-    _, _, metrics = run_step(make_objective(in_batch=in_batch, dynamic=dynamic))
+    _, _, metrics = run_step(make_objective(dynamic=dynamic), in_batch)
     nearest = np.asarray(quantizer.assign(make_index(), CORPUS))
     expected = expected_losses(in_batch, (lambda doc: nearest[doc]) if dynamic else (lambda doc: doc % L))
     np.testing.assert_allclose(metrics['ivf_loss'], expected['ivf'], rtol=1e-4)
@@ -119,7 +124,7 @@ def test_frozen_groups_do_not_move():
 
 def test_metrics_count_codewords_and_lists():
     _, _, metrics = run_step(make_objective())
-    real = [doc for row in IDS for doc in row if doc >= 0]
+    real = sorted({doc for row in IDS for doc in row if doc >= 0})
     docs, lists = CORPUS[real], np.asarray(real) % L
     codes = np.asarray(quantizer.encode(make_index(), docs, jnp.asarray(lists)).codes)
     used = sum(len(np.unique(column)) for column in codes.T) / (M * K)
@@ -139,8 +144,8 @@ def test_towers_start_as_the_identity(name):
 
 @pytest.mark.parametrize('in_batch', [True, False])
 def test_bfloat16_products_change_the_losses_by_their_rounding(in_batch):
-    _, exact, metrics = run_step(make_objective(in_batch=in_batch))
-    _, rounded, others = run_step(make_objective(in_batch=in_batch, products='bfloat16'))
+    _, exact, metrics = run_step(make_objective(), in_batch)
+    _, rounded, others = run_step(make_objective(products='bfloat16'), in_batch)
     for name in ('ivf_loss', 'pq_loss'):
         assert metrics[name] != others[name]
         assert others[name] == pytest.approx(metrics[name], rel=2e-2)
