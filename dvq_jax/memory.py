@@ -15,9 +15,10 @@ _BYTES = 4  # of a float32
 _UPDATED, _CODE, _PAIR = 1.1, 2.6, 2.0
 # Then, for each float of: documents while codes are chosen, and where they are copied; pooled ones;
 # distances; documents that are scored, and where queries are trained; documents whose choice is relaxed, and
-# where centroids are trained.
+# where centroids are trained; each query's own documents in those three places.
 _CHOSEN, _COPIED, _POOLED, _DISTANCE, _SCORED, _ASKED = 0.4, 3.3, 0.9, 3.5, 1.2, 1.3
 _RELAXED, _MOVED = 1.0, 1.9
+_OWN_CHOSEN, _OWN_COPIED, _OWN_SCORED = 1.7, 1.9, 2.7
 # Floats of each token in each layer of a text encoder, for each of: D, the inner width, heads times tokens.
 _HIDDEN, _INNER, _ATTENTION = 12.6, 3.7, 3.8
 
@@ -84,7 +85,7 @@ class Step:
 
     @property
     def documents(self) -> int:
-        """n, what a device's queries bring."""
+        """n, what a device's queries bring, where no two of them bring the same."""
         return self.batch_size // self.devices * self.candidates
 
     @property
@@ -107,16 +108,16 @@ def step_bytes(step: Step) -> int:
     """Peak device memory of a training step, on each device.
 
     With n = B·C/devices documents of a device's b = B/devices queries, p = n·devices documents that are
-    pooled (in-batch; else 0), n' documents that a query is scored against (p, or C), and θ of all Θ
-    parameters trained, in floats:
+    pooled (in-batch; else 0), o = n that are laid out for each query (0 in-batch), n' documents that a query
+    is scored against (p, or C), and θ of all Θ parameters trained, in floats:
 
         arguments   Θ + 2·θ + n·D
         all along   1.1·θ + 2.6·n·M + 2·pairs
         and the most of
-          codes     (0.4·n + 0.9·p)·D + 3.5·min(n·K, 2²²)
-          copies    (3.3·n + 0.9·p)·D + r
+          codes     (0.4·n + 0.9·p + 1.7·o)·D + 3.5·min(n·K, 2²²)
+          copies    (3.3·n + 0.9·p + 1.9·o)·D + r
           lists     3.5·min(n·L, 2²²) + r, where they are dynamic
-          scores    (1.2 + 1.3·[tower or rotation trained])·max(n, p)·D + m·b·n' + r
+          scores    ((1.2 + 1.3·[tower or rotation trained])·max(n, p) + 2.7·o)·D + m·b·n' + r
 
     Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
@@ -137,7 +138,8 @@ def step_bytes(step: Step) -> int:
       sizes = {'batch_size': 128, 'candidates': 200, 'dim': 768, 'lists': 10_000, 'codebooks': 64}
       step_bytes(Step(**sizes, codewords=256, terms=terms)) / 2**30
     """
-    own, pooled = step.documents * step.dim, step.pooled * step.dim
+    documents, pooled = step.documents * step.dim, step.pooled * step.dim
+    own = documents * (not step.in_batch)
     parameters = {
         'centroids': step.lists * step.dim,
         'codebooks': step.codewords * step.dim,
@@ -145,16 +147,19 @@ def step_bytes(step: Step) -> int:
         'tower': step.tower_parameters,
     }
     trained = {group: parameters[group] for group in step.trained if parameters[group]}
-    relaxed = (_RELAXED + _MOVED * ('centroids' in trained)) * own * (step.estimator == 'softmax')
+    relaxed = (_RELAXED + _MOVED * ('centroids' in trained)) * documents * (step.estimator == 'softmax')
     asked = 'tower' in trained or 'rotation' in trained
     peaks = (
-        _CHOSEN * own + _POOLED * pooled + _distances(step, step.codewords),
-        _COPIED * own + _POOLED * pooled + relaxed,
+        _CHOSEN * documents + _POOLED * pooled + _OWN_CHOSEN * own + _distances(step, step.codewords),
+        _COPIED * documents + _POOLED * pooled + _OWN_COPIED * own + relaxed,
         _distances(step, step.lists) * step.dynamic + relaxed,
-        (_SCORED + _ASKED * asked) * max(own, pooled) + _matrices(step) * step.scores + relaxed,
+        (_SCORED + _ASKED * asked) * max(documents, pooled)
+        + _OWN_SCORED * own
+        + _matrices(step) * step.scores
+        + relaxed,
     )
     moments = sum(trained.values())
-    arguments = sum(parameters.values()) + 2 * moments + own
+    arguments = sum(parameters.values()) + 2 * moments + documents
     throughout = _UPDATED * moments + _CODE * step.documents * step.codebooks + _PAIR * _pairs(step)
     return round(_BYTES * (arguments + throughout + max(peaks) + step.tower_floats))
 
@@ -169,15 +174,18 @@ def _pairs(step: Step) -> int:
 
 
 def _matrices(step: Step) -> float:
-    """m, how often a step holds the scores of all its queries: 2.3 + 3.75·t, with t losses.
+    """m, how often a step holds the scores of all its queries: 2.3 + 2.3·t, with t losses.
 
-    Where lists are dynamic XLA takes one student after the other: 2.3 + 2.3·t, with KL 1 more. The
-    contrastive loss counts 1/2; so does MSE alone, and 0 where margin-MSE is all there is beside it. RankNet
-    adds 6.
+    KL adds 1, RankNet 6, and 3 more beside another loss in frozen lists. The contrastive loss counts 1/2
+    beside another; MSE 1/2 alone, and 0 where margin-MSE is all there is beside it. Where queries have their
+    own documents, in frozen lists, XLA does not take one student after the other: 2.3 + 3.75·t, and KL adds
+    nothing.
     """
     names = {term.name for term in step.terms}
-    count = len(names) - ('contrastive' in names) / 2
+    several = len(names) > 1
+    count = len(names) - ('contrastive' in names and several) / 2
     if names <= {'mse', 'margin_mse'}:
         count = 1 if 'margin_mse' in names else 1 / 2
-    each, more = (2.3, 'kl' in names) if step.dynamic else (3.75, 0)
-    return 2.3 + each * count + more + 6 * ('ranknet' in names)
+    each, more = (2.3, 'kl' in names) if step.dynamic or step.in_batch else (3.75, 0)
+    ranked = ('ranknet' in names) * (6 + 3 * (several and not step.dynamic))
+    return 2.3 + each * count + more + ranked
