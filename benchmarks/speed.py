@@ -6,7 +6,7 @@ python benchmarks/speed.py --corpus=docs.npy --queries=queries.npy --dataset=DAT
 Every part that is finished is stored; --parts runs some, and --report_only prints the tables of those that
 are there, and how near our side comes to its floor, by what the device was seen to do at most before the part
 (`floors`). Sides are timed in turn after a first round that does not count, and medians are compared. The
-step of the peers needs PyTorch, the parts 'choosing' and 'input' a dataset that `prepare` wrote.
+step of the peers needs PyTorch, the parts 'choosing', 'once' and 'input' a dataset that `prepare` wrote.
 """
 
 import importlib.metadata
@@ -42,7 +42,7 @@ from dvq_jax.errors import InputError
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Document embeddings.')
 _QUERIES = flags.DEFINE_string('queries', None, 'Query embeddings.')
-_DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote; for 'choosing', 'input'.")
+_DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote; for 'choosing', 'once', 'input'.")
 _PARTS = flags.DEFINE_list('parts', list(speed_report.TABLES), 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each side.')
 _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
@@ -55,6 +55,7 @@ _SAMPLE = 32_768  # documents that k-means and OPQ are fitted to
 _MINED = (2500, 32_768)  # queries, at most
 _COPIES, _MINED_OF_COPIES = 12, 8192  # of the corpus, and queries that are mined in it
 _SEARCHED = 4096  # queries, at most
+_MIXTURES = ('top100:16+ib', 'top200+ib')
 _SHAPES = ((16, 256), (32, 16))  # M and K, 16 bytes a document both
 
 
@@ -141,6 +142,10 @@ def _choosing() -> list[dict[str, Any]]:
     return [speed_choosing.measure(_default(), repeats=_REPEATS.value)]
 
 
+def _once() -> list[dict[str, Any]]:
+    return [speed_input.measure_once(_default(), text, repeats=_REPEATS.value) for text in _MIXTURES]
+
+
 def _input() -> list[dict[str, Any]]:
     return [speed_input.measure(_default(), batches=100, repeats=_REPEATS.value)]
 
@@ -155,6 +160,7 @@ _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     'search': _search,
     'scaling': _scaling,
     'devices': _devices,
+    'once': _once,
     'input': _input,
 }
 
@@ -168,7 +174,7 @@ def _run_parts(stored: dict[str, Any], out: pathlib.Path) -> None:
     if stored.setdefault('machine', machine) != machine:
         raise InputError(f'{out}: was measured on {stored["machine"]}; give another --out.')
     for part in _PARTS.value:
-        if part in ('choosing', 'input') and not _DATASET.value:
+        if part in ('choosing', 'once', 'input') and not _DATASET.value:
             print(f'the part {part!r} is left out: it needs --dataset, which is not given', file=sys.stderr)
             continue
         about = {'cores': os.cpu_count(), 'repeats': _REPEATS.value, 'peaks': floors.peaks()}

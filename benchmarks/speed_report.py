@@ -191,6 +191,24 @@ def _devices(rows: Sequence[Row]) -> str:
     )
 
 
+def _once(rows: Sequence[Row]) -> str:
+    titles = ('documents', 'candidates', 'brought by another query too')
+    titles += ('step, ms', 'each time that it is brought, ms', 'times faster')
+    return table(
+        titles,
+        (
+            [
+                _number(row['documents']),
+                f'`{row["mixture"]}`',
+                f'{row["brought_again"]:.1%}',
+                *(_ms(row['seconds'][name]) for name in ('once', 'each_time')),
+                _times(row['seconds']['each_time'] / row['seconds']['once']),
+            ]
+            for row in rows
+        ),
+    )
+
+
 def _input(rows: Sequence[Row]) -> str:
     titles = (
         'documents',
@@ -226,6 +244,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     'search': ('Search', _search),
     'scaling': ('Growing corpora', _scaling),
     'devices': ('More devices', _devices),
+    'once': ('Documents that several queries bring', _once),
     'input': ('Input', _input),
 }
 

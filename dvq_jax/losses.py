@@ -1,9 +1,9 @@
 """The similarity functions between teacher and student scores (eqs. 7 to 11 of the paper), by name.
 
 Every loss takes scores first and the rest as keywords, and returns one value per query; the caller averages
-over the global batch. A document whose `where` is False (padding, or a duplicate) takes no part; a query
-with none left costs 0. Below, T and S are teacher and student scores divided by the temperature, n the
-number of documents that take part, and σ the softmax over them.
+over the global batch. A document whose `where` is False (padding) takes no part; a query with none left costs
+0. Below, T and S are teacher and student scores divided by the temperature, n the number of documents that
+take part, and σ the softmax over them.
 
 With unit-norm embeddings scores lie in [−1, 1], and the temperature decides what a list-wise loss can see:
 about 0.05 works, 1.0 trains next to nothing.

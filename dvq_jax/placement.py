@@ -2,9 +2,9 @@
 
 | placement | what a device holds | a step's documents come |
 |---|---|---|
-| 'host' | nothing | gathered by threads ahead of the step, 4·B·C·D bytes sent |
+| 'host' | nothing | gathered by threads ahead of the step, up to 4·B·C·D bytes sent |
 | 'replicated' | the corpus, 2·N·D bytes | from the device's own copy |
-| 'sharded' | a share of its rows, 2·N·D/devices bytes | by collectives, 2·B·C·D bytes a device |
+| 'sharded' | a share of its rows, 2·N·D/devices bytes | by collectives, up to 2·B·C·D bytes a device |
 
 Devices hold 16 bits a number: float16 as it is in the file, so that nothing changes, and float32 rounded to
 bfloat16. Centroids, codebooks, the tower and the optimizer's moments are on every device. That ends where

@@ -158,8 +158,14 @@ def test_input(small_config):
     row = speed_input.measure(small_config, batches=2, repeats=1)
     assert set(row['seconds']) == {'input', 'ids', 'step', 'both'} and len(report('input', [row])) == 1
     assert small_config.codes.queries  # the caller's config is as it was
-    assert row['brought_again'].keys() == {small_config.candidates}  # the dataset has no Top-200
-    assert 0 < row['brought_again'][small_config.candidates] < 1
+
+
+def test_what_several_queries_bring(small_config):
+    rows = [speed_input.measure_once(small_config, text, repeats=1) for text in ('top1+ib', 'top50+ib')]
+    assert 0 <= rows[0]['brought_again'] < rows[1]['brought_again'] < 1
+    assert (
+        all(set(row['seconds']) == {'once', 'each_time'} for row in rows) and len(report('once', rows)) == 2
+    )
 
 
 def test_the_command_leaves_out_what_it_cannot_measure_and_prints_what_is_stored(tmp_path):
