@@ -160,7 +160,7 @@ def _passes(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     lists, index, width = _shape(devices, corpus.BLOCK, **ints), _index(devices), _D // _M
     yield 'assign', corpus._on_devices(corpus._assign_block), ((index,), (docs, None))
     yield 'encode', encode._compiled('encode'), (index, docs, None)
-    products = _shape(devices, _M, _K, width * (width + 1) // 2)
+    products = _shape(devices, _M, width * (width + 1) // 2, _K)
     table = _shape(devices, -(-(_Q + 1) // 8) * 8, _D)
     wanted = (_shape(devices, corpus.BLOCK, _WIDTH, **ints), *[_shape(devices, corpus.BLOCK, _WIDTH)] * 2)
     chosen = (index, products, table, _shape(), _shape(**ints), docs, lists, wanted)

@@ -76,11 +76,11 @@ def training_batches(
 
     def collate(numbers: list[tuple[int, int]]) -> HostBatch:
         positions, rows = np.array(numbers).T
-        everybodys = examples.take(rows)
+        whole = examples.take(rows)
         chances = draw(mixture, batch_size, np.random.default_rng((seed, int(positions[0]) // batch_size)))
-        found = distinct(spread(bring(mixture, chances, everybodys)), in_batch=mixture.in_batch)
+        found = distinct(spread(bring(mixture, chances, whole)), in_batch=mixture.in_batch)
         doc_ids, places = jax.tree.map(lambda x: x[here], found)
-        own = everybodys.take(spread(np.arange(batch_size))[here].reshape(-1))
+        own = whole.take(spread(np.arange(batch_size))[here].reshape(-1))
         batch = Batch(
             queries=spread(own.embeddings),
             doc_ids=doc_ids,
