@@ -5,6 +5,7 @@ them: its lists (`routing`) and its codes (`codes`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class Demand:
     ranks: np.ndarray
     texts: Sequence[str] | None = None
 
-    @property
+    @functools.cached_property
     def spread(self) -> float:
         """The teacher's scale: the standard deviation of a query's Top-K scores, averaged over queries."""
         return score_spread(self.topk_scores)

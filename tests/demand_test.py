@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,11 @@ def test_documents_that_nobody_wants_have_no_queries(turned):
 def test_spread_is_the_mean_deviation_within_a_query():
     scores = np.array([[3.0, 1.0], [5.0, 5.0]], np.float32)
     assert demand.score_spread(scores) == pytest.approx((1.0 + 0.0) / 2)
+
+
+def test_spread_is_computed_once(turned, monkeypatch):
+    """Each step of routing asks for it, and it goes through all scores."""
+    again = dataclasses.replace(turned)
+    expected = again.spread
+    monkeypatch.setattr(demand, 'score_spread', None)
+    assert again.spread == expected > 0
