@@ -31,7 +31,7 @@ _FOLDER = 'encodings'  # of a run's folder
 _REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
 # launches want as many as its memory holds. A core of a host takes a few of those at a call.
-_CHOSEN_ROWS_ON_HOST, _CHOSEN_TILE_ON_HOST, _CHOSEN_QUERIES = 32, 256, 2**15
+_CHOSEN_ROWS_ON_HOST, _CHOSEN_TILE_ON_HOST, _CHOSEN_QUERIES = 32, 256, 2**17
 _KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
 _TILE = 8  # rows of a float32 array that lie together in a TPU's memory
