@@ -1,15 +1,17 @@
 """From the training dataset to batches: a deterministic, resumable Grain pipeline.
 
 Which queries a step sees, and which candidates each of them draws, depend on the seed and the step alone: the
-global batch of step t is examples t·B to (t+1)·B of the shuffled, repeated dataset, dealt out to the devices
-in that order. So the iterator's state, a count of batches, fits any number of processes and devices.
+global batch of step t is examples t·B to (t+1)·B of the dataset, again and again in another order, dealt out
+to the devices as they come. So the iterator's state, a count of batches, fits any number of processes and
+devices.
 
 Every process looks at all examples of a batch, for only so does it know which documents are brought twice; it
 reads the documents of its own devices alone. Each example that is handled by itself costs: what a batch takes
-is looked up for all of its examples at once.
+is drawn and looked up for all of its examples at once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import grain
@@ -23,6 +25,7 @@ from dvq_jax.types import Batch
 
 # A query's further positives, in ascending order of rows, take part as if they were not labelled.
 _MAX_POSITIVES = 64
+_ENDLESS = 2**40  # batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +77,15 @@ def training_batches(
     def spread(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1, batch_size // devices, *array.shape[1:])
 
-    def collate(numbers: list[tuple[int, int]]) -> HostBatch:
-        positions, rows = np.array(numbers).T
-        whole = examples.take(rows)
-        chances = draw(mixture, batch_size, np.random.default_rng((seed, int(positions[0]) // batch_size)))
+    @functools.lru_cache(maxsize=2)  # a batch may end one and begin the next
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch, 1)).permutation(len(examples))
+
+    def batch_of(step: int) -> HostBatch:
+        epochs, turns = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(examples))
+        rows = [order(int(epoch))[turns[epochs == epoch]] for epoch in np.unique(epochs)]
+        whole = examples.take(np.concatenate(rows))
+        chances = draw(mixture, batch_size, np.random.default_rng((seed, step)))
         found = distinct(spread(bring(mixture, chances, whole)), in_batch=mixture.in_batch)
         doc_ids, places = jax.tree.map(lambda x: x[here], found)
         own = whole.take(spread(np.arange(batch_size))[here].reshape(-1))
@@ -92,8 +100,6 @@ def training_batches(
         )
         return HostBatch(batch=batch, query_ids=tuple(own.query_ids))
 
-    numbers = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-    placed = numbers.map_with_index(lambda position, row: (position, row))
-    batches = placed.batch(batch_size, batch_fn=collate)
+    batches = grain.MapDataset.range(_ENDLESS).map(batch_of)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(options))

@@ -1,3 +1,4 @@
+import collections
 import itertools
 
 import jax
@@ -84,6 +85,14 @@ def test_an_epoch_shows_each_query_once_and_the_next_in_another_order(collection
     ]
     first, second = names[:size], names[size:]
     assert len(set(first)) == size and set(first) == set(second) and first != second
+
+
+def test_a_batch_may_hold_more_than_an_epoch(collection):
+    size = len(open_dataset(collection['dataset']).train)
+    batches = itertools.islice(make(collection, batch_size=size + size // 2, mixture=POOLED), 2)
+    names = collections.Counter(name for host in batches for name in host.query_ids)
+    assert len(names) == size and names.total() == 2 * (size + size // 2)
+    assert max(names.values()) - min(names.values()) <= 1
 
 
 def test_goes_on_from_its_state(collection):
