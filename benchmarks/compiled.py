@@ -173,7 +173,7 @@ def _passes(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     yield 'OPQ moment', points._moment, (spread, _shape(_M, _K, width))
     sharded = devices > 1
     rows = _shape(devices, -(-_N // devices) if sharded else _N, _D, kind=jnp.float16)
-    ids = _shape(devices, _B // devices, _C, **ints)
+    ids = _shape(devices, _B // devices * _C, **ints)
     yield 'documents of a step', placement._fetch(sharded), (rows, ids)
 
 

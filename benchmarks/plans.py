@@ -101,7 +101,6 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
         doc_ids=ints(docs),
         docs=floats((*docs, dim)),
         lists=ints(docs),
-        places=None if shape.in_batch else ints((*queries, shape.candidates)),
         positives=ints((*queries, _POSITIVES)),
         tokens=ints((*queries, *tokens)) if tokens else None,
     )
@@ -119,6 +118,7 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
         estimator=shape.estimator,
         dynamic=shape.dynamic,
         products=shape.products,
+        in_batch=shape.in_batch,
     )
     state = jax.eval_shape(lambda index, tree: init_state(index, tree, adam), index, params)
     shared = {field.name for field in dataclasses.fields(memory.Step)}

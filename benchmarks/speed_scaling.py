@@ -35,7 +35,7 @@ def _at_size(path: pathlib.Path, *, documents: int, repeats: int) -> dict[str, A
     take, rng = our_step(index, batch, estimator='hard'), np.random.default_rng(1)
 
     def step() -> None:
-        doc_ids = np.sort(rng.choice(documents, batch.doc_ids.shape, replace=False)).astype(np.int32)
+        doc_ids = np.sort(rng.integers(0, documents, batch.doc_ids.shape, np.int32))
         float(take(batch.replace(doc_ids=doc_ids, docs=gather(corpus, doc_ids))))
 
     def encoded(some: np.ndarray) -> None:

@@ -69,6 +69,7 @@ def plain_step(
     loss: str = 'listnet',
     products: str = 'float32',
     dynamic: bool = False,
+    in_batch: bool = True,
 ) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, and the step with nothing else out of the ordinary."""
     objective = Objective(
@@ -77,6 +78,7 @@ def plain_step(
         ivf_weight=1.0,
         pq_weight=1.0,
         scale_ivf_to_pq=False,
+        in_batch=in_batch,
         dynamic=dynamic,
         estimator=estimator,
         estimator_temperature=1.0,

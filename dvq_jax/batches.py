@@ -5,9 +5,9 @@ global batch of step t is examples t·B to (t+1)·B of the dataset, again and ag
 to the devices as they come. So the iterator's state, a count of batches, fits any number of processes and
 devices.
 
-Every process looks at all examples of a batch, for only so does it know which documents are brought twice; it
-reads the documents of its own devices alone. Each example that is handled by itself costs: what a batch takes
-is drawn and looked up for all of its examples at once.
+In-batch every process looks at all examples of a batch, for only so does it know which documents are brought
+twice; it reads the documents of its own devices alone. Each example that is handled by itself costs: what a
+batch takes is drawn and looked up for all of its examples at once.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import grain
 import jax
 import numpy as np
 
-from dvq_jax.candidates import Mixture, bring, distinct, draw
+from dvq_jax.candidates import Draw, Mixture, bring, distinct, draw
 from dvq_jax.columns import Source
 from dvq_jax.data import gather
 from dvq_jax.types import Batch
@@ -71,11 +71,11 @@ def training_batches(
     Returns:
       An iterator of `HostBatch`, with `get_state()` and `set_state()`.
     """
-    devices, local = jax.device_count(), jax.local_device_count()
-    here = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+    processes, process, local = jax.process_count(), jax.process_index(), jax.local_device_count()
+    own = slice(process * batch_size // processes, (process + 1) * batch_size // processes)
 
-    def spread(array: np.ndarray) -> np.ndarray:
-        return array.reshape(-1, batch_size // devices, *array.shape[1:])
+    def by_device(array: np.ndarray) -> np.ndarray:
+        return array.reshape(local, -1, *array.shape[1:])
 
     @functools.lru_cache(maxsize=2)  # a batch may end one and begin the next
     def order(epoch: int) -> np.ndarray:
@@ -83,22 +83,25 @@ def training_batches(
 
     def batch_of(step: int) -> HostBatch:
         epochs, turns = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(examples))
-        rows = [order(int(epoch))[turns[epochs == epoch]] for epoch in np.unique(epochs)]
-        whole = examples.take(np.concatenate(rows))
+        rows = np.concatenate([order(int(epoch))[turns[epochs == epoch]] for epoch in np.unique(epochs)])
         chances = draw(mixture, batch_size, np.random.default_rng((seed, step)))
-        found = distinct(spread(bring(mixture, chances, whole)), in_batch=mixture.in_batch)
-        doc_ids, places = jax.tree.map(lambda x: x[here], found)
-        own = whole.take(spread(np.arange(batch_size))[here].reshape(-1))
+        if mixture.in_batch:
+            whole = examples.take(rows)
+            brought = bring(mixture, chances, whole).reshape(processes * local, -1)
+            some, doc_ids = whole.take(np.arange(own.start, own.stop)), distinct(brought)
+            doc_ids = doc_ids[process * local : (process + 1) * local]
+        else:
+            some = examples.take(rows[own])
+            doc_ids = bring(mixture, Draw(*(x[own] for x in chances)), some).reshape(local, -1)
         batch = Batch(
-            queries=spread(own.embeddings),
+            queries=by_device(some.embeddings),
             doc_ids=doc_ids,
             docs=gather(corpus, doc_ids) if with_docs else None,
             lists=np.zeros_like(doc_ids) if lists is None else lists[np.maximum(doc_ids, 0)],
-            places=places,
-            positives=spread(own.padded_positives(_MAX_POSITIVES)),
-            tokens=None if read is None else spread(read(own.texts)),
+            positives=by_device(some.padded_positives(_MAX_POSITIVES)),
+            tokens=None if read is None else by_device(read(some.texts)),
         )
-        return HostBatch(batch=batch, query_ids=tuple(own.query_ids))
+        return HostBatch(batch=batch, query_ids=tuple(some.query_ids))
 
     batches = grain.MapDataset.range(_ENDLESS).map(batch_of)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -30,8 +30,9 @@ from dvq_jax.types import Array, Encoding, IndexParams
 _FOLDER = 'encodings'  # of a run's folder
 _REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
-# launches want as many as its memory holds. A core of a host takes a few of those at a call.
-_CHOSEN_ROWS_ON_HOST, _CHOSEN_TILE_ON_HOST, _CHOSEN_QUERIES = 32, 256, 2**17
+# launches want as many as its memory holds, here so many numbers of queries. A core of a host takes a few of
+# those at a call.
+_CHOSEN_ROWS_ON_HOST, _CHOSEN_TILE_ON_HOST, _CHOSEN_NUMBERS = 32, 256, 2**27
 _KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
 _TILE = 8  # rows of a float32 array that lie together in a TPU's memory
@@ -160,7 +161,8 @@ def _choose_block(
         return codes.encode_for(params, products, docs, table[rows], weights, scores, *own, **settings)
 
     parts = (docs.astype(jnp.float32), *wanted, *(() if lists is None else (lists,)))
-    most = 1 << (max(1, _CHOSEN_QUERIES // wanted[0].shape[1]).bit_length() - 1)
+    each = wanted[0].shape[1] * docs.shape[1]
+    most = 1 << (max(1, _CHOSEN_NUMBERS // each).bit_length() - 1)
     few = _CHOSEN_ROWS_ON_HOST if host.is_all_there_is() else min(len(docs), most)
     return by_rows(some, *parts, rows=few)
 

@@ -15,10 +15,9 @@ _BYTES = 4  # of a float32
 _UPDATED, _CODE, _PAIR = 1.1, 2.6, 2.0
 # Then, for each float of: documents while codes are chosen, and where they are copied; pooled ones;
 # distances; documents that are scored, and where queries are trained; documents whose choice is relaxed, and
-# where centroids are trained; each query's own documents in those three places.
+# where centroids are trained.
 _CHOSEN, _COPIED, _POOLED, _DISTANCE, _SCORED, _ASKED = 0.4, 3.3, 0.9, 3.5, 1.2, 1.3
 _RELAXED, _MOVED = 1.0, 1.9
-_OWN_CHOSEN, _OWN_COPIED, _OWN_SCORED = 1.7, 1.9, 2.7
 # Floats of each token in each layer of a text encoder, for each of: D, the inner width, heads times tokens.
 _HIDDEN, _INNER, _ATTENTION = 12.6, 3.7, 3.8
 
@@ -108,16 +107,16 @@ def step_bytes(step: Step) -> int:
     """Peak device memory of a training step, on each device.
 
     With n = B·C/devices documents of a device's b = B/devices queries, p = n·devices documents that are
-    pooled (in-batch; else 0), o = n that are laid out for each query (0 in-batch), n' documents that a query
-    is scored against (p, or C), and θ of all Θ parameters trained, in floats:
+    pooled (in-batch; else 0), n' documents that a query is scored against (p, or C), and θ of all Θ
+    parameters trained, in floats:
 
         arguments   Θ + 2·θ + n·D
         all along   1.1·θ + 2.6·n·M + 2·pairs
         and the most of
-          codes     (0.4·n + 0.9·p + 1.7·o)·D + 3.5·min(n·K, 2²²)
-          copies    (3.3·n + 0.9·p + 1.9·o)·D + r
+          codes     (0.4·n + 0.9·p)·D + 3.5·min(n·K, 2²²)
+          copies    (3.3·n + 0.9·p)·D + r
           lists     3.5·min(n·L, 2²²) + r, where they are dynamic
-          scores    ((1.2 + 1.3·[tower or rotation trained])·max(n, p) + 2.7·o)·D + m·b·n' + r
+          scores    (1.2 + 1.3·[tower or rotation trained])·max(n, p)·D + m·b·n' + r
 
     Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
@@ -138,7 +137,6 @@ def step_bytes(step: Step) -> int:
       step_bytes(Step(**sizes, codewords=256, terms=terms)) / 2**30
     """
     documents, pooled = step.documents * step.dim, step.pooled * step.dim
-    own = documents * (not step.in_batch)
     parameters = {
         'centroids': step.lists * step.dim,
         'codebooks': step.codewords * step.dim,
@@ -149,13 +147,10 @@ def step_bytes(step: Step) -> int:
     relaxed = (_RELAXED + _MOVED * ('centroids' in trained)) * documents * (step.estimator == 'softmax')
     asked = 'tower' in trained or 'rotation' in trained
     peaks = (
-        _CHOSEN * documents + _POOLED * pooled + _OWN_CHOSEN * own + _distances(step, step.codewords),
-        _COPIED * documents + _POOLED * pooled + _OWN_COPIED * own + relaxed,
+        _CHOSEN * documents + _POOLED * pooled + _distances(step, step.codewords),
+        _COPIED * documents + _POOLED * pooled + relaxed,
         _distances(step, step.lists) * step.dynamic + relaxed,
-        (_SCORED + _ASKED * asked) * max(documents, pooled)
-        + _OWN_SCORED * own
-        + _matrices(step) * step.scores
-        + relaxed,
+        (_SCORED + _ASKED * asked) * max(documents, pooled) + _matrices(step) * step.scores + relaxed,
     )
     moments = sum(trained.values())
     arguments = sum(parameters.values()) + 2 * moments + documents

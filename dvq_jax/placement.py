@@ -41,7 +41,7 @@ class Placed:
     sharded: bool
 
     def bring(self, batch: Batch) -> Batch:
-        """A batch with its documents, [local devices, u, D] float32, which stay on the devices."""
+        """A batch with its documents, [local devices, n, D] float32, which stay on the devices."""
         return batch.replace(docs=_fetch(self.sharded)(self.rows, batch.doc_ids))
 
 
@@ -135,15 +135,15 @@ def _fetch(sharded: bool):
 
 
 def fetch(rows: Array, ids: Array, *, axis: str | None) -> Array:
-    """The documents of a device's queries.
+    """The documents that a device is to quantize.
 
     Args:
       rows: [n, D] float16 or bfloat16, the device's part of the corpus.
-      ids: [u] int32, rows of the corpus; -1 pads.
+      ids: [m] int32, rows of the corpus, as many on each device; -1 pads.
       axis: the mapped axis along which the corpus is cut; None where the device has all of it.
 
     Returns:
-      [u, D] float32; zeros where padded.
+      [m, D] float32; zeros where padded.
     """
     if axis is None:
         return _take(rows, ids).astype(jnp.float32)

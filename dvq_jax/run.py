@@ -215,6 +215,7 @@ def _objective(config: ml_collections.ConfigDict, mixture: Mixture, dataset: Dat
         ivf_weight=config.loss.ivf_weight,
         pq_weight=config.loss.pq_weight,
         scale_ivf_to_pq=config.loss.scale_ivf_to_pq,
+        in_batch=mixture.in_batch,
         dynamic=config.quantizer.assignment == 'dynamic',
         estimator=config.quantizer.estimator,
         estimator_temperature=config.quantizer.temperature,

@@ -52,6 +52,7 @@ class Objective:
       pq_weight: of f(T, S^pq).
       scale_ivf_to_pq: multiply the IVF loss by the ratio PQ loss / IVF loss, held constant in the gradient,
         so that both weigh the same.
+      in_batch: score queries against the documents of the global batch.
       dynamic: re-assign documents to lists at each step; else they stay in their frozen lists.
       estimator: 'hard' or 'softmax', see `quantizer.straight_through`.
       estimator_temperature: of 'softmax'.
@@ -63,6 +64,7 @@ class Objective:
     ivf_weight: float
     pq_weight: float
     scale_ivf_to_pq: bool
+    in_batch: bool
     dynamic: bool
     estimator: str
     estimator_temperature: float
@@ -103,16 +105,17 @@ def _dots(queries: Array, docs: Array, products: Products) -> Array:
     return product(docs, queries[:, :, None], products)[:, :, 0]
 
 
-def _candidate_set(batch: Batch, quantized: Quantized) -> tuple[Array, Array, Array, Array]:
+def _candidate_set(
+    batch: Batch, quantized: Quantized, *, in_batch: bool
+) -> tuple[Array, Array, Array, Array]:
     """ids, teacher's documents, coarse and full students of the documents that each query is scored against.
 
     In-batch, [n, ...] for all queries together; else [b, C, ...], each query's own.
     """
     parts = (batch.doc_ids, batch.docs, quantized.coarse, quantized.full)
-    if batch.places is None:
+    if in_batch:
         return tuple(candidates.pool(part, AXIS) for part in parts)
-    ids, *vectors = (part[jnp.maximum(batch.places, 0)] for part in parts)
-    return jnp.where(batch.places < 0, -1, ids), *vectors
+    return tuple(part.reshape(len(batch.queries), -1, *part.shape[1:]) for part in parts)
 
 
 def local_loss(
@@ -139,7 +142,7 @@ def local_loss(
         temperature=objective.estimator_temperature,
         products=objective.products,
     )
-    ids, docs, coarse, full = _candidate_set(batch, quantized)
+    ids, docs, coarse, full = _candidate_set(batch, quantized, in_batch=objective.in_batch)
     asked = batch.queries if batch.tokens is None else batch.tokens
     queries = tower.apply({'params': params['tower']}, asked)
     queries = rotate(index, queries, products=objective.products)
@@ -233,7 +236,7 @@ def make_train_step(
 
     Returns:
       (state, batch) -> (state, metrics). The state has natural shapes and is donated; the batch's arrays
-      lead with the local devices, [local devices, b, ...]; metrics are scalars of the global batch.
+      lead with the local devices; metrics are scalars of the global batch.
     """
     settings = {'tower': tower, 'optimizer': optimizer, 'objective': objective, 'trained': trained}
     step = functools.partial(_step, **settings)

@@ -58,16 +58,17 @@ class Encoding:
 
 @flax.struct.dataclass
 class Batch:
-    """One device's share of a training batch: b queries, and u documents, see `candidates.distinct`.
+    """One device's share of a training batch: b queries and n documents.
+
+    In-batch these are a share of the global batch's distinct documents, see `candidates.distinct`; else they
+    are what the device's queries bring, C each, one query's after the other.
 
     Attributes:
       queries: [b, D] float32, the teacher's query embeddings.
-      doc_ids: [u] int32, rows of the corpus, each once; -1 pads.
-      docs: [u, D] float32, the teacher's document embeddings; zeros where padded. None until they are
+      doc_ids: [n] int32, rows of the corpus; -1 pads.
+      docs: [n, D] float32, the teacher's document embeddings; zeros where padded. None until they are
         brought, where the corpus is on the devices.
-      lists: [u] int32, the documents' frozen IVF lists; any where padded.
-      places: [b, C] int32, where among the u those are that each query is scored against; -1 pads. None where
-        that is all that the devices have.
+      lists: [n] int32, the documents' frozen IVF lists; any where padded.
       positives: [b, G] int32, the relevant documents of each query, rows of the corpus; -1 pads.
       tokens: [b, T] int32, the queries' texts, where the tower reads them; -1 pads.
     """
@@ -77,5 +78,4 @@ class Batch:
     docs: Any
     lists: Any
     positives: Any
-    places: Any = None
     tokens: Any = None

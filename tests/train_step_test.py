@@ -24,13 +24,12 @@ def make_index():
 def make_batch(corpus, ids, in_batch=True):
     """One device's batch; several queries bring document 2, one slot is padding."""
     ids = np.asarray(ids, np.int32)
-    found = candidates.distinct(ids[None], in_batch=in_batch)
+    found = candidates.distinct(ids[None]) if in_batch else ids.reshape(1, -1)
     return Batch(
         queries=np.random.default_rng(1).normal(size=(1, len(ids), D)).astype(np.float32),
-        doc_ids=found.doc_ids,
-        docs=gather(corpus, found.doc_ids),
-        lists=np.maximum(found.doc_ids, 0) % L,
-        places=found.places,
+        doc_ids=found,
+        docs=gather(corpus, found),
+        lists=np.maximum(found, 0) % L,
         positives=np.where(np.arange(2) == 0, ids[None, :, :1], -1).astype(np.int32),
     )
 
@@ -42,19 +41,19 @@ IDS = [[0, 1, 2], [2, 7, 3], [-1, 4, 5], [6, 2, 8]]
 def make_objective(**changes):
     settings = {
         'terms': losses.parse_objective('listnet'), 'temperature': 0.5, 'ivf_weight': 0.7, 'pq_weight': 1.3,
-        'scale_ivf_to_pq': False, 'dynamic': False, 'estimator': 'hard',
+        'scale_ivf_to_pq': False, 'in_batch': True, 'dynamic': False, 'estimator': 'hard',
         'estimator_temperature': 1.0,
     }  # fmt: skip
     return train_step.Objective(**{**settings, **changes})
 
 
-def run_step(objective, in_batch=True, tower='identity', rates=RATES):
+def run_step(objective, tower='identity', rates=RATES):
     module = towers.build(tower)
     transformation = optimizer.build(rates, steps=10, schedules=CONSTANT)
     state = train_step.init_state(make_index(), towers.initial_params(module, D, seed=0), transformation)
     step = train_step.make_train_step(tower=module, optimizer=transformation, objective=objective)
     before = jax.tree.map(np.asarray, state.params)
-    state, metrics = step(state, make_batch(CORPUS, IDS, in_batch))
+    state, metrics = step(state, make_batch(CORPUS, IDS, objective.in_batch))
     return before, state, {name: float(value) for name, value in metrics.items()}
 
 
@@ -82,7 +81,7 @@ def expected_losses(in_batch, lists_of):
 @pytest.mark.parametrize('in_batch', [True, False])
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_losses_are_those_of_the_set_of_documents(in_batch, dynamic):
-    _, _, metrics = run_step(make_objective(dynamic=dynamic), in_batch)
+    _, _, metrics = run_step(make_objective(in_batch=in_batch, dynamic=dynamic))
     nearest = np.asarray(quantizer.assign(make_index(), CORPUS))
     expected = expected_losses(in_batch, (lambda doc: nearest[doc]) if dynamic else (lambda doc: doc % L))
     np.testing.assert_allclose(metrics['ivf_loss'], expected['ivf'], rtol=1e-4)
@@ -144,8 +143,8 @@ def test_towers_start_as_the_identity(name):
 
 @pytest.mark.parametrize('in_batch', [True, False])
 def test_bfloat16_products_change_the_losses_by_their_rounding(in_batch):
-    _, exact, metrics = run_step(make_objective(), in_batch)
-    _, rounded, others = run_step(make_objective(products='bfloat16'), in_batch)
+    _, exact, metrics = run_step(make_objective(in_batch=in_batch))
+    _, rounded, others = run_step(make_objective(in_batch=in_batch, products='bfloat16'))
     for name in ('ivf_loss', 'pq_loss'):
         assert metrics[name] != others[name]
         assert others[name] == pytest.approx(metrics[name], rel=2e-2)
