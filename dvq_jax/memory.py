@@ -122,7 +122,7 @@ def step_bytes(step: Step) -> int:
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
 
     The factors were fitted to what XLA plans for CPUs, by JAX 0.10 and 0.11. `benchmarks/step_memory.py`
-    draws steps, compiles them, and says how many of those above 10 MiB are within 20 %: 181 of 183
+    draws steps, compiles them, and says how many of those above 10 MiB are within 20 %: 179 of 182
     (docs/performance.md). A GPU's compiler fuses more.
 
     Args:
