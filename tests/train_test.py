@@ -109,6 +109,14 @@ def test_two_processes_give_the_parameters_of_one(collection, one_device, tmp_pa
     assert difference(arrays(tmp_path / 'W'), arrays(one_device)) < 1e-4
 
 
+def test_processes_change_nothing_where_queries_have_their_own_documents(collection, tmp_path):
+    own = {'candidates': 'gt+top20:4'}
+    processes = [start(collection, tmp_path / 'one', **own), *start_two(collection, tmp_path / 'two', **own)]
+    assert [finish(process)['step'] for process in processes] == [20, 20, 20]
+    assert difference(arrays(tmp_path / 'two'), arrays(tmp_path / 'one')) < 1e-4
+    assert difference(arrays(tmp_path / 'one'), arrays(tmp_path / 'one', 0)) > 1e-3
+
+
 def wait_until(it_is_so, processes):
     deadline = time.monotonic() + 200
     while not it_is_so():
