@@ -20,6 +20,7 @@ from synthetic import write_vectors
 from dvq_jax import encode
 from dvq_jax.corpus import BLOCK
 from dvq_jax.data import gather, open_embeddings
+from dvq_jax.store import Store
 
 _STEPS = 20
 _ENOUGH = 1_000_000  # documents in all, that encoding is timed on where the corpus has fewer
@@ -40,7 +41,7 @@ def _at_size(path: pathlib.Path, *, documents: int, repeats: int) -> dict[str, A
 
     def encoded(some: np.ndarray) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            encode.encode_corpus(index, some, store=encode.Store(pathlib.Path(folder)), quiet=True)
+            encode.encode_corpus(index, some, store=Store(pathlib.Path(folder)), quiet=True)
 
     step_seconds = in_turn({'step': step}, _STEPS)['step']
     encoded(corpus[: BLOCK + 1])  # compiles both shapes of block

@@ -119,7 +119,7 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], Any]:
 
     centroids, codebooks = (torch.nn.Parameter(put(x)) for x in (index.centroids, index.codebooks))
     adam = torch.optim.AdamW([centroids, codebooks], lr=1e-4)
-    queries, docs, lists = (put(x[0]) for x in (batch.queries, batch.docs, batch.lists))
+    queries, docs, lists = put(batch.queries[0]), put(batch.docs[0]), put(batch.lists[0]).long()
     books, words, width = codebooks.shape
     teacher = functional.softmax(queries @ docs.T / _TEMPERATURE, dim=-1)
 
@@ -129,7 +129,7 @@ def peer_step(index: IndexParams, batch: Batch) -> Callable[[], Any]:
 
     def step() -> torch.Tensor:
         adam.zero_grad(set_to_none=True)
-        coarse = centroids[lists.long()]
+        coarse = centroids[lists]
         parts = (docs - coarse).reshape(-1, books, 1, width)
         soft = functional.softmax(-((parts - codebooks[None]) ** 2).sum(-1), dim=-1)
         hard = functional.one_hot(soft.argmax(-1), words).to(soft.dtype)

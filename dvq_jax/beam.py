@@ -18,6 +18,7 @@ from typing import Any
 from dvq_jax import blocks, data, encode, evaluate, prepare, teacher
 from dvq_jax.errors import InputError
 from dvq_jax.progress import Progress
+from dvq_jax.store import store_of
 
 try:
     import apache_beam as beam
@@ -96,7 +97,7 @@ def encode_pipeline(
     pipeline = _pipeline(options)
     trained, dataset = evaluate.open_trained(workdir, step)
     work = evaluate.encoder_of(trained, dataset)
-    store = encode.store_of(trained.workdir, trained.step)
+    store = store_of(trained.workdir, trained.step)
     store.begin(work.identity())
     done = 0
     if store.read(work.shapes) is None:
@@ -141,7 +142,7 @@ def _open_mining(*, corpus: str, queries: str, topk: int, cache: str, identity: 
 
 def _open_encoding(*, workdir: str, step: int) -> Opened:
     work = evaluate.encoder_of(*evaluate.open_trained(workdir, step))
-    store = encode.store_of(pathlib.Path(workdir), step)
+    store = store_of(pathlib.Path(workdir), step)
     if not store.holds(work.identity()):
         raise InputError(f'a worker sees other files in {workdir}, or in its dataset; {_SHARE}')
     return work, store.parts

@@ -4,7 +4,7 @@ A run's folder holds
 
     W/checkpoints/STEP/{params,opt_state,about}   written by Orbax, complete or absent
     W/lists.npy                                   [N] int32, the frozen lists, written once
-    W/encodings/STEP/                             the corpus as that checkpoint encodes it, see `encode.Store`
+    W/encodings/STEP/                             the corpus as that checkpoint encodes it, see `store.Store`
     W/encoder/                                    the text encoder before training, if that is the query tower
 
 Arrays are saved in natural shapes and restored as numpy, so that a checkpoint from 8 devices restores on 1.

@@ -6,34 +6,30 @@ wants take their nearest codewords and cost next to nothing. A device takes 8192
 the last ones, so that there are two compiled shapes for each of a few widths; a host's core takes 256.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import pathlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvq_jax import blocks, codes, files, host, host_encode, peers, towers
+from dvq_jax import blocks, codes, host, host_encode, towers
 from dvq_jax.corpus import BLOCK, ROWS, by_rows, gathered, one_behind, replicated, rows_at_once, spread
 from dvq_jax.data import fingerprint, gather
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.quantizer import encode, rotate
+from dvq_jax.store import Store
 from dvq_jax.types import Array, Encoding, IndexParams
 
-_FOLDER = 'encodings'  # of a run's folder
 _REGION = 2**18
 # Where codes are chosen each row brings its queries along: few of them fit a core's cache, an accelerator's
 # launches want as many as its memory holds, here so many numbers of queries. A core of a host takes a few of
 # those at a call.
 _CHOSEN_ROWS_ON_HOST, _CHOSEN_TILE_ON_HOST, _CHOSEN_NUMBERS = 32, 256, 2**27
-_KINDS = {'lists': np.int32, 'codes': np.uint8}
 _FEWEST = 8  # queries, to which documents with fewer are padded
 _TILE = 8  # rows of a float32 array that lie together in a TPU's memory
 
@@ -60,83 +56,6 @@ class Audience:
     def ridge(self) -> float:
         """ρ = prior·E‖v_q‖²/D."""
         return self.prior * float(np.mean(np.square(self.demand.queries, dtype=np.float64)))
-
-
-class Store:
-    """An encoding on disk: `codes.npy`, and `lists.npy` where lists were not decided before.
-
-    Each region is a file under `parts/` first, so that several processes, on a folder that all of them see,
-    can write at once, and an interrupted pass goes on; process 0 then joins them. `of` says what is encoded.
-
-    Attributes:
-      parts: the finished regions.
-
-    Args:
-      folder: created where it is missing.
-
-    Raises:
-      InputError: it cannot be created or written to.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = files.make_folder(folder)
-        self._parts = folder / 'parts'
-        self.parts = blocks.Parts(self._parts)
-
-    def begin(self, identity: str) -> None:
-        """Removes what is an encoding of something else, or by other settings."""
-        with peers.all_or_none():
-            if jax.process_index() == 0 and not self.holds(identity):
-                for path in self._folder.iterdir():  # which others may be opening
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                files.make_folder(self._parts)
-                with files.atomic_file(self._folder / 'of') as aside:
-                    aside.write_text(identity, encoding='utf-8')
-
-    def holds(self, identity: str) -> bool:
-        """Whether it is of this encoding, finished or not."""
-        mark = self._folder / 'of'
-        return mark.exists() and mark.read_text(encoding='utf-8') == identity
-
-    def read(self, names: Iterable[str]) -> dict[str, np.ndarray] | None:
-        """The joined arrays by name, memory-mapped; None where not all are there yet."""
-        paths = {name: self._folder / f'{name}.npy' for name in names}
-        if not all(path.exists() for path in paths.values()):
-            return None
-        return {name: np.load(path, mmap_mode='r', allow_pickle=False) for name, path in paths.items()}
-
-    def join(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Makes one array of all regions for each name, [copies, N, ...], and removes the parts."""
-        with peers.all_or_none():
-            if jax.process_index() == 0:
-                self._write(regions, shapes)
-                shutil.rmtree(self._parts)
-
-    def _write(self, regions: Sequence[slice], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        with contextlib.ExitStack() as stack:
-            arrays = {}
-            for name, shape in shapes.items():
-                aside = stack.enter_context(files.atomic_file(self._folder / f'{name}.npy'))
-                arrays[name] = np.lib.format.open_memmap(aside, 'w+', _KINDS[name], shape)
-            for number, region in enumerate(regions):
-                part = self.parts[number]
-                for name, array in arrays.items():
-                    array.reshape(-1, regions[-1].stop, *array.shape[1:])[:, region] = part[name]
-            for array in arrays.values():
-                array.flush()
-
-
-def store_of(workdir: pathlib.Path, step: int) -> Store:
-    """Where a run keeps the encoding of a checkpoint; raises InputError where it cannot be written to."""
-    return Store(workdir / _FOLDER / str(step))
-
-
-def prune_stores(workdir: pathlib.Path, kept: Sequence[int]) -> None:
-    """Removes the encodings of a run's checkpoints that are not kept; one of a later step waits for it."""
-    folder = workdir / _FOLDER
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if int(path.name) not in kept and int(path.name) < max(kept):
-            shutil.rmtree(path)
 
 
 def _encode_block(params: IndexParams, docs: Array, lists: Array | None) -> Encoding:

@@ -13,10 +13,11 @@ from dvq_jax import checkpoint, metrics, search, towers
 from dvq_jax.data import check_finite, check_same_dim, open_embeddings, read_qrels, write_run
 from dvq_jax.dataset import Dataset, open_dataset
 from dvq_jax.demand import Demand, of_columns
-from dvq_jax.encode import Audience, Encoder, collect, store_of
+from dvq_jax.encode import Audience, Encoder, collect
 from dvq_jax.errors import InputError
 from dvq_jax.ids import open_ids
 from dvq_jax.quantizer import bytes_per_document
+from dvq_jax.store import store_of
 from dvq_jax.teacher import mine
 from dvq_jax.texts import Texts
 from dvq_jax.types import Encoding, IndexParams

@@ -13,12 +13,13 @@ import numpy as np
 
 from dvq_jax import checkpoint, evaluate, files, metrics, peers, placement, preemption, towers
 from dvq_jax.batches import training_batches
-from dvq_jax.encode import encode_corpus, prune_stores, store_of
+from dvq_jax.encode import encode_corpus
 from dvq_jax.errors import InputError
 from dvq_jax.memory import Step, encoder_floats, step_bytes
 from dvq_jax.progress import Progress
 from dvq_jax.run import Run, open_run, tower_of
 from dvq_jax.start import Start, stages_of, starting_point
+from dvq_jax.store import prune_stores, store_of
 from dvq_jax.train_step import TrainState, index_params, make_train_step, put
 
 _TRACED = 10  # steps in a profile

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dvq_jax import checkpoint
-from tests.train_test import run
+from tests.runs import run
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 SMALL = {

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dvq_jax import corpus, demand, encode, host, host_encode, quantizer, towers
+from dvq_jax.store import Store
 from tests.quantizer_test import L, random_docs, random_index
 
 
@@ -80,29 +81,22 @@ def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch, audien
     monkeypatch.setattr(host_encode, 'gather', gather)
     settings = {'audience': audience, 'quiet': True}
     with pytest.raises(KeyboardInterrupt):
-        encode.encode_corpus(index, docs, lists, store=encode.Store(tmp_path / 'S'), **settings)
+        encode.encode_corpus(index, docs, lists, store=Store(tmp_path / 'S'), **settings)
     read, limit = set(), 10_000
-    again = encode.encode_corpus(index, docs, lists, store=encode.Store(tmp_path / 'S'), **settings)
+    again = encode.encode_corpus(index, docs, lists, store=Store(tmp_path / 'S'), **settings)
     assert read == set(range(300, 600)) and isinstance(again.codes, np.memmap)
     np.testing.assert_array_equal(again.codes, whole.codes)
     np.testing.assert_array_equal(again.lists, whole.lists)
     read = set()
-    encode.encode_corpus(index, docs, lists, store=encode.Store(tmp_path / 'S'), **settings)
+    encode.encode_corpus(index, docs, lists, store=Store(tmp_path / 'S'), **settings)
     assert not read
 
 
 def test_a_store_of_something_else_is_made_anew(tmp_path, audience):
     docs = random_docs(1, 600)
-    settings = {'store': encode.Store(tmp_path / 'S'), 'quiet': True}
+    settings = {'store': Store(tmp_path / 'S'), 'quiet': True}
     encode.encode_corpus(random_index(), docs, audience=audience, **settings)
     index = random_index().replace(codebooks=2 * random_index().codebooks)
     for other in ({}, {'audience': audience}):
         encoding = encode.encode_corpus(index, docs, **other, **settings)
         np.testing.assert_array_equal(encoding.codes, encode.encode_corpus(index, docs, **other).codes)
-
-
-def test_encodings_of_checkpoints_that_are_gone_go_too(tmp_path):
-    for step in (0, 10, 20):
-        encode.store_of(tmp_path, step)
-    encode.prune_stores(tmp_path, [0, 20])
-    assert sorted(path.name for path in (tmp_path / 'encodings').iterdir()) == ['0', '20']

@@ -10,7 +10,7 @@ from dvq_jax.data import gather
 from dvq_jax.prepare import prepare
 from dvq_jax.types import Batch
 from tests.conftest import write_collection
-from tests.train_test import arrays, difference, finish, start, start_two
+from tests.runs import arrays, difference, finish, start, start_two
 
 IDS = np.array([[0, 5, 6, 29, 30, -1], [0, 8, 15, 16, 30, -1]], np.int32)  # [devices, m]
 

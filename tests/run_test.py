@@ -7,7 +7,7 @@ import pytest
 
 from dvq_jax.errors import InputError
 from dvq_jax.run import open_run
-from tests.train_test import run
+from tests.runs import run
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dvq_jax import checkpoint, corpus, encode, initialize, routing
 from dvq_jax.errors import InputError
 from dvq_jax.stages import Stages
 from tests.conftest import shrunk_config
-from tests.train_test import arrays, run
+from tests.runs import arrays, run
 
 
 def test_a_stage_is_made_once_for_the_same_work(tmp_path):

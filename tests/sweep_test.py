@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from tests.train_test import SMALL
+from tests.runs import SMALL
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ from dvq_jax import checkpoint, quantizer, start
 from dvq_jax.errors import InputError
 from dvq_jax.prepare import prepare
 from dvq_jax.run import open_run
-from tests.train_test import arrays, run
+from tests.runs import arrays, run
 
 
 def test_dynamic_assignment_keeps_no_lists(small_config, tmp_path):
