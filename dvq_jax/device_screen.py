@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvq_jax import exact, rounding
+from dvq_jax.blocks import even
 from dvq_jax.progress import Progress
 from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
 _TILE = 4096  # queries that a device scores at once
+_NARROWEST = 8192  # documents that are scored at once, at least
 _FEWEST = 128  # documents of a block that a query keeps at least; a GPU's Top-K that does not sort ends there
 _EVEN = 2  # and at least so many times what each block would have of the best were they spread evenly
 _PLACES = 16  # blocks between two cuts
@@ -56,6 +58,21 @@ class _State(NamedTuple):
     reach: Array
 
 
+def largest_block(documents: int, wide: int, corpus_block: int) -> int:
+    """How many documents to score at once at most: many, of which few are kept.
+
+    Args:
+      documents: N.
+      wide: K', how many a query gets.
+      corpus_block: how many there are of float32; of products half as large twice as many.
+
+    Returns:
+      So many that a query keeps no more than `_FEWEST` of them where that is possible.
+    """
+    blocks = -(-_EVEN * wide // _FEWEST)
+    return min(2 * corpus_block, max(_NARROWEST, -(-documents // blocks)))
+
+
 def search(
     stream: Stream, k: int, wide: int, *, middle: np.ndarray, query_block: int
 ) -> Callable[[np.ndarray, Progress], Chosen]:
@@ -74,11 +91,12 @@ def search(
     """
     devices, total, blocks = stream.devices, len(stream.corpus), stream.blocks
     each = min(wide, stream.width, max(_FEWEST, _EVEN * -(-wide // blocks)))
-    tile, places = min(_TILE, query_block), min(_PLACES, blocks)
+    tile, places = even(query_block, _TILE, multiple=len(devices)), min(_PLACES, blocks)
     mapped = functools.partial(jax.pmap, devices=devices)
     begin = mapped(functools.partial(_begin, places=wide + places * each))
     middle = jnp.asarray(middle)
-    rounded = stream.through(functools.partial(rounding.rounded, middle=middle))
+    rounded = functools.partial(rounding.rounded, middle=middle)
+    rounded = stream.through(rounded, size=stream.corpus.shape[1] * jnp.dtype(jnp.bfloat16).itemsize)
     add = functools.partial(_add, each=each, first=wide, total=total)
     add = mapped(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
     cut = mapped(functools.partial(_cut, wide=wide), donate_argnums=0)

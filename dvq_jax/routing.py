@@ -317,7 +317,7 @@ def _cheapest(
     shares = weights / (jnp.sum(weights, axis=1, keepdims=True) + _DOUBT)
     shares *= 1.0 - jnp.sum(jnp.where(lists == taken[:, None, None], degrees, 0.0), axis=-1)
     probed = jnp.zeros((len(docs), len(centroids)))
-    probed = probed.at[places[:, None, None], lists].add(shares[:, :, None] * degrees)
+    probed = probed.at[places[:, None, None], lists].add(shares[:, :, None] * degrees, mode='drop')
     gaps = jnp.sum(jnp.square(centroids), axis=-1) - 2.0 * jnp.matmul(docs, centroids.T, precision=_PRECISION)
     costs = gaps - gain * probed + prices
     costs = jnp.where(jnp.arange(len(centroids)) == taken[:, None], jnp.inf, costs)
@@ -374,7 +374,9 @@ def assign(
         queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
         return corpus[rows], taken[rows], queries, weights
 
-    probed = np.concatenate([probed, np.zeros_like(probed[:1])])  # the last row pads, with weight 0
+    # The last row pads. It probes no list there is, and what is added there is left out: a GPU would take long
+    # to add zeros for all that pads a document to one place.
+    probed = np.concatenate([probed, np.full_like(probed[:1], count)])
     shared = (centroids, prices, probed, degrees, gain)
     settings = {'size': rows_at_once(len(corpus)), 'label': 'route documents', 'parts': where('lists')}
     return over_rows(_cheapest_block, shared, read, len(corpus), **settings)

@@ -49,7 +49,7 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
       As `exact.on_devices`.
     """
     corpus, middle = stream.corpus, _mean(stream.corpus)
-    wide = min(len(corpus), k + max(k, 2 * _MORE))  # places cost little, and products are rounded once more
+    wide = _kept_on_devices(len(corpus), k)
     choose = device_screen.search(stream, k, wide, middle=middle, query_block=query_block)
     ranked = functools.partial(_ranked, k=k)
     ranked = jax.pmap(ranked, in_axes=(0, 0, None), devices=stream.devices)
@@ -86,9 +86,19 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     return _search(answer, plain)
 
 
+def largest_block(documents: int, k: int, corpus_block: int) -> int:
+    """How many documents a device scores at once, see `device_screen.largest_block`."""
+    return device_screen.largest_block(documents, _kept_on_devices(documents, k), corpus_block)
+
+
 def _kept(count: int, k: int) -> int:
     """K', of `count` documents."""
     return min(count, k + max(k // 2, _MORE))
+
+
+def _kept_on_devices(count: int, k: int) -> int:
+    """The same where products are rounded once more, and one query to search for again takes as long as many."""
+    return min(count, k + 2 * max(k, _MORE))
 
 
 def _search(answer: Callable[[np.ndarray, Progress], Answer], plain: exact.Search) -> exact.Search:

@@ -75,8 +75,9 @@ class Stream:
         self.width = width_of(len(corpus), largest)
         self.blocks = -(-len(corpus) // self.width)
         self._sent = 0  # blocks, that are kept
-        size = self.blocks * self.width * corpus.shape[1] * corpus.itemsize
-        self._keeps = size <= room(devices)
+        self._size = self.blocks * self.width * corpus.shape[1] * corpus.itemsize
+        self._room = room(devices)
+        self._keeps = self._size <= self._room
         self._send = jax.pmap(lambda _, docs: docs, in_axes=(0, None), devices=devices)
         write = jax.lax.dynamic_update_slice
         self._write = jax.pmap(
@@ -86,13 +87,17 @@ class Stream:
             donate_argnums=0,
         )
 
-    def through(self, function: Callable[[Array], Any]) -> Callable[[], Iterator[tuple[int, Any]]]:
+    def through(
+        self, function: Callable[[Array], Any], *, size: float = math.inf
+    ) -> Callable[[], Iterator[tuple[int, Any]]]:
         """The blocks as a function makes them, of which it gets one [width, D] on each device.
 
         Where blocks are kept it is compiled together with their reading, so that they are read once.
 
         Args:
           function: of a block.
+          size: bytes of what it makes of a document; where there is room for all of that beside the corpus, it
+            is made once, and kept too.
 
         Returns:
           What iterates over (start, what the function makes, [devices, ...]), as often as it is called.
@@ -105,14 +110,20 @@ class Stream:
 
         made = jax.pmap(function, devices=self.devices)
         made_of_kept = jax.pmap(read, in_axes=(0, None), devices=self.devices)
+        keeps = self._size + size * self.blocks * width <= self._room
+        kept = []
 
         def blocks() -> Iterator[tuple[int, Any]]:
             for number in range(self.blocks):
-                start = number * self.width
-                if number < self._sent:
-                    yield start, made_of_kept(self.kept, start)
-                else:
-                    yield start, made(self._sent_block(number))
+                start = number * width
+                if number < len(kept):
+                    yield start, kept[number]
+                    continue
+                sent = number < self._sent
+                block = made_of_kept(self.kept, start) if sent else made(self._sent_block(number))
+                if keeps:
+                    kept.append(block)
+                yield start, block
 
         return blocks
 

@@ -71,6 +71,17 @@ def test_the_bound_is_of_all_blocks():
     assert np.all(np.abs(own - found.products)[:, 9:] <= found.error[:, None])
 
 
+@pytest.mark.parametrize('documents', [1000, 86_039, 1_032_468, 8_841_823])
+@pytest.mark.parametrize('wide', [30, 600, 3000])
+def test_a_block_is_so_large_that_a_query_keeps_few_of_it(documents, wide):
+    largest = device_screen.largest_block(documents, wide, 131_072)
+    assert largest <= 2 * 131_072
+    blocks = -(-documents // largest)
+    assert 2 * -(-wide // blocks) <= 128 or largest == 8192
+    smaller = blocks > 1 and largest not in (8192, 2 * 131_072)
+    assert not smaller or 2 * -(-wide // (blocks - 1)) > 128  # than need be
+
+
 def test_several_devices_share_the_queries():
     """The tests above, in a process that has three."""
     environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}

@@ -47,6 +47,25 @@ def test_what_is_kept_is_sent_once(monkeypatch):
         np.testing.assert_array_equal(one[1], other[1])
 
 
+@pytest.mark.parametrize(('size', 'times'), [(2, 1), (3, 2)])
+def test_what_is_made_is_made_once_where_it_has_room_beside_the_corpus(size, times, monkeypatch):
+    """Four blocks of 16 documents, 6 bytes each."""
+    monkeypatch.setattr(stream, 'room', lambda devices: 8 * 64)
+    docs, made = corpus(63), []
+
+    def count(docs):
+        jax.debug.callback(lambda: made.append(1))
+        return docs[:, 0]
+
+    blocks = stream.Stream(docs, jax.local_devices(), largest=20).through(count, size=size)
+    next(blocks())  # a reading that was broken off
+    for _ in range(2):
+        found = np.concatenate([block[0] for _, block in blocks()])
+        np.testing.assert_array_equal(found[:63], docs[:, 0])
+    jax.effects_barrier()
+    assert len(made) == (4 if times == 1 else 9)
+
+
 @pytest.mark.parametrize(('size', 'kept'), [(383, False), (384, True)])
 def test_is_kept_where_it_has_room(size, kept, monkeypatch):
     """Four blocks of 16 documents, 6 bytes each."""
