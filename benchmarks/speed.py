@@ -36,7 +36,7 @@ import speed_step
 from absl import flags
 
 from configs import default
-from dvq_jax import cli, files, host
+from dvq_jax import cli, files, host, teacher
 from dvq_jax.candidates import parse_mixture
 from dvq_jax.data import gather, open_embeddings
 from dvq_jax.dataset import open_dataset
@@ -48,6 +48,7 @@ _DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote; for 'choo
 _PARTS = flags.DEFINE_list('parts', list(speed_report.TABLES), 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each side.')
 _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
+_MINED_DOCUMENTS = flags.DEFINE_integer('mined_documents', 1_000_000, "N of 'large_mining'.")
 _SCALING_SIZES = flags.DEFINE_list('scaling_sizes', ['10000', '100000', '1000000', '10000000'], 'N.')
 _SCALING_DIM = flags.DEFINE_integer('scaling_dim', 64, 'D of the corpora that grow.')
 _OUT = flags.DEFINE_string('out', 'docs/results/speed.json', 'The numbers, JSON.')
@@ -100,6 +101,11 @@ def _mining() -> list[dict[str, Any]]:
     ]
     grown, some = speed_corpus.perturbed(docs, _COPIES), queries[:_MINED_OF_COPIES]
     return [*rows, speed_corpus.mining(grown, some, topk=200, repeats=max(1, _REPEATS.value // 3))]
+
+
+def _large_mining() -> list[dict[str, Any]]:
+    sizes = {'documents': _MINED_DOCUMENTS.value, 'dim': 768, 'queries': teacher.QUERY_BLOCK, 'topk': 200}
+    return [speed_corpus.large_mining(**sizes, repeats=_REPEATS.value)]
 
 
 def _encoding() -> list[dict[str, Any]]:
@@ -158,6 +164,7 @@ _MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     'step': _step,
     'large_step': _large_step,
     'mining': _mining,
+    'large_mining': _large_mining,
     'encoding': _encoding,
     'choosing': _choosing,
     'clustering': _clustering,

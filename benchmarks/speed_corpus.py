@@ -1,5 +1,7 @@
-"""Passes over a corpus against faiss: the exact Top-K, and encoding."""
+"""Passes over a corpus against faiss: the exact Top-K, and encoding; and a Top-K that is ours alone."""
 
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -8,8 +10,11 @@ import baselines
 import faiss
 import numpy as np
 from speed_timing import in_turn
+from synthetic import write_vectors
 
 from dvq_jax import encode, host, teacher
+from dvq_jax.data import open_embeddings
+from dvq_jax.progress import Progress
 
 _MOVED = 0.03  # a coordinate, at most, on average
 
@@ -66,6 +71,31 @@ def mining(docs: np.ndarray, queries: np.ndarray, *, topk: int, repeats: int) ->
     ratio = seconds['faiss'] / seconds['ours']
     found = {'same': float(same), 'seconds': seconds, 'faiss_over_ours': ratio}
     return {**sizes, 'repeats': repeats, **found}
+
+
+def large_mining(*, documents: int, dim: int, queries: int, topk: int, repeats: int) -> dict[str, Any]:
+    """A block of queries after the other in a synthetic corpus of float16, once devices have that.
+
+    Args:
+      documents, dim: N, D.
+      queries: of a block.
+      topk: documents that each query gets.
+      repeats: blocks that are timed; one before them is not.
+
+    Returns:
+      The sizes, and 'seconds' of a block: 'ours'.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / f'{name}.npy' for name in ('docs', 'queries')]
+        for seed, rows in enumerate((documents, (1 + repeats) * queries)):
+            write_vectors(paths[seed], rows=rows, dim=dim, seed=seed)
+        corpus, wanted = map(open_embeddings, paths)
+        work = teacher.Mining(corpus, wanted, topk, query_block=queries)
+        progress = Progress(work.label, total=None, unit=work.unit)
+        numbers = iter(range(len(work.blocks)))
+        seconds = in_turn({'ours': lambda: work(next(numbers), progress)}, repeats)
+    sizes = {'documents': documents, 'queries': queries, 'dim': dim, 'topk': topk}
+    return {**sizes, 'repeats': repeats, 'seconds': seconds}
 
 
 def encoding(docs: np.ndarray, *, lists: int, codebooks: int, repeats: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How near our side of each row that `speed.py` stored comes to its floor, see `floors`."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -38,9 +39,9 @@ def _step(row: Row) -> Iterator[Reached]:
             yield Reached(f'step, {way}', sizes, seconds, floor)
 
 
-def _mining(row: Row) -> Iterator[Reached]:
+def _mining(row: Row, *, width: int = 4) -> Iterator[Reached]:
     keys = ('documents', 'queries', 'dim', 'topk')
-    floor = floors.mining(**{key: row[key] for key in keys}, width=4)
+    floor = floors.mining(**{key: row[key] for key in keys}, width=width)
     sizes = f'N {row["documents"]}, Q {row["queries"]}, D {row["dim"]}'
     yield Reached('mining', sizes, row['seconds']['ours'], floor)
 
@@ -84,6 +85,7 @@ _PATHS = {
     'step': _step,
     'large_step': _step,
     'mining': _mining,
+    'large_mining': functools.partial(_mining, width=2),
     'encoding': _encoding,
     'choosing': _choosing,
     'clustering': _clustering,

@@ -374,8 +374,8 @@ def assign(
         queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
         return corpus[rows], taken[rows], queries, weights
 
-    # The last row pads. It probes no list there is, and what is added there is left out: a GPU would take long
-    # to add zeros for all that pads a document to one place.
+    # The last row pads, and probes what is no list, so that nothing is added for it: to add zeros for many
+    # queries to one place takes a GPU longer than all the rest.
     probed = np.concatenate([probed, np.full_like(probed[:1], count)])
     shared = (centroids, prices, probed, degrees, gain)
     settings = {'size': rows_at_once(len(corpus)), 'label': 'route documents', 'parts': where('lists')}

@@ -97,7 +97,7 @@ def _kept(count: int, k: int) -> int:
 
 
 def _kept_on_devices(count: int, k: int) -> int:
-    """The same where products are rounded once more, and one query to search for again takes as long as many."""
+    """The same where products are rounded once more, and one query to search for again costs what many do."""
     return min(count, k + 2 * max(k, _MORE))
 
 

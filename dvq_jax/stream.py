@@ -96,8 +96,8 @@ class Stream:
 
         Args:
           function: of a block.
-          size: bytes of what it makes of a document; where there is room for all of that beside the corpus, it
-            is made once, and kept too.
+          size: bytes of what it makes of a document; where there is room for all of that beside the corpus,
+            it is made once, and kept too.
 
         Returns:
           What iterates over (start, what the function makes, [devices, ...]), as often as it is called.

@@ -27,7 +27,7 @@ from conftest import clustered
 DOCS, DIM, LISTS = 1500, 32, 16
 MACHINE = {'cpu': 'a processor', 'jax': '1.2.3'}
 PEAKS = {'float32': 1e9, 'bfloat16': 1e9, 'bytes': 1e9}
-FLOORS = {'step', 'large_step', 'mining', 'encoding', 'choosing', 'clustering'}
+FLOORS = {'step', 'large_step', 'mining', 'large_mining', 'encoding', 'choosing', 'clustering'}
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +107,15 @@ def test_corpus(vectors):
     assert mined['same'] > 0.99 and encoded['same'] > 0.99
     assert 'ours' in encoded['seconds'] and len(report('mining', [mined])) == 1
     assert len(report('encoding', [encoded])) == 1
+
+
+def test_large_mining_is_of_blocks_that_find_the_corpus_there(monkeypatch):
+    mined = []
+    monkeypatch.setattr(
+        speed_corpus.teacher.Mining, '__call__', lambda _, number, progress: mined.append(number)
+    )
+    row = speed_corpus.large_mining(documents=600, dim=16, queries=30, topk=5, repeats=2)
+    assert mined == [0, 1, 2] and len(report('large_mining', [row])) == 1
 
 
 def test_a_perturbed_corpus_is_the_documents_and_others_near_them(vectors):
