@@ -86,8 +86,8 @@ def search(
       query_block: the most queries that a search is given.
 
     Returns:
-      search(queries [q ≤ query_block, D] float32, progress) -> what was chosen, for as many as fill the tiles
-      of all devices; `progress` counts scores.
+      search(queries [q ≤ query_block, D] float16 or float32, progress) -> what was chosen, for as many as
+      fill the tiles of all devices; `progress` counts scores.
     """
     devices, total, blocks = stream.devices, len(stream.corpus), stream.blocks
     each = min(wide, stream.width, max(_FEWEST, _EVEN * -(-wide // blocks)))
@@ -121,7 +121,8 @@ def search(
 
 
 def _begin(queries: Array, *, places: int) -> tuple[Array, Array, _State]:
-    """Queries [tiles, q, D], the same rounded, and nothing chosen."""
+    """Queries [tiles, q, D] of float32, the same rounded, and nothing chosen."""
+    queries = queries.astype(jnp.float32)
     shape = (*queries.shape[:-1], places)
     products, ids = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
     state = _State(products, ids, jnp.full(shape[:-1], -jnp.inf), jnp.zeros(2))

@@ -41,14 +41,14 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> Search:
       query_block: the most queries that a search is given.
 
     Returns:
-      search(queries [q ≤ query_block, D] float32, progress) -> ids [q, k] int32, scores [q, k] float32;
-      `progress` counts scores.
+      search(queries [q ≤ query_block, D] float16 or float32, progress) -> ids [q, k] int32, scores [q, k]
+      float32; `progress` counts scores.
     """
     devices, total = stream.devices, len(stream.corpus)
     blocks = stream.through(lambda docs: docs.astype(jnp.float32))
     merge = functools.partial(_merge_tiles, group=group_of(stream.width, k), total=total)
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), devices=devices, donate_argnums=(0, 1))
-    put = jax.pmap(lambda x: x, devices=devices)
+    put = jax.pmap(lambda queries: queries.astype(jnp.float32), devices=devices)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         tile = min(_TILE, query_block, max(_FEW, 1 << (len(queries) - 1).bit_length()))
@@ -82,6 +82,8 @@ def in_tiles(queries: np.ndarray, tile: int, *, devices: int, query_block: int) 
     """
     tiles, most = (-(-count // (tile * devices)) for count in (len(queries), query_block))
     shape = (devices, min(1 << (tiles - 1).bit_length(), most), tile)
+    if len(queries) == math.prod(shape):
+        return queries.reshape(*shape, -1)
     padded = np.zeros((math.prod(shape), queries.shape[1]), queries.dtype)
     padded[: len(queries)] = queries
     return padded.reshape(*shape, -1)
@@ -153,7 +155,7 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> Search:
     width = min(corpus_block, _DOCS_ON_HOST)
 
     def search(queries: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        kept = reservoirs(len(queries), k, width)
+        queries, kept = np.asarray(queries, np.float32), reservoirs(len(queries), k, width)
 
         def add(part: tuple[slice, Reservoir]) -> int:  # of the block that is read, below
             share, reservoir = part

@@ -59,8 +59,8 @@ def on_devices(stream: Stream, k: int, *, query_block: int) -> exact.Search:
         if stream.kept is not None:
             found = ranked(stream.kept, found, middle)
             return tuple(np.array(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
-        _, *found = (np.asarray(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
-        return _ranked_on_host(corpus, queries, *found, middle=middle, k=k, corpus_block=stream.width)
+        found = (np.asarray(x).reshape(-1, *x.shape[2:])[: len(queries)] for x in found)
+        return _ranked_on_host(corpus, *found, middle=middle, k=k, corpus_block=stream.width)
 
     return _search(answer, exact.on_devices(stream, k, query_block=query_block))
 
@@ -80,6 +80,7 @@ def on_host(corpus: np.ndarray, k: int, *, corpus_block: int) -> exact.Search:
     middle, plain = _mean(corpus), exact.on_host(corpus, k, corpus_block=corpus_block)
 
     def answer(queries: np.ndarray, progress: Progress) -> Answer:
+        queries = np.asarray(queries, np.float32)
         found = _screen_on_host(corpus, queries, middle, _kept(len(corpus), k), progress)
         return _ranked_on_host(corpus, queries, *found, middle=middle, k=k, corpus_block=corpus_block)
 

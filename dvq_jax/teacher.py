@@ -73,7 +73,7 @@ class Mining:
 
     def __call__(self, number: int, progress: Progress) -> dict[str, np.ndarray]:
         """Searches for the queries of a block."""
-        ids, scores = self._search(np.asarray(self._queries[self.blocks[number]], np.float32), progress)
+        ids, scores = self._search(np.asarray(self._queries[self.blocks[number]]), progress)
         return {'ids': ids, 'scores': scores}
 
     @functools.cached_property
