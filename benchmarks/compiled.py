@@ -1,33 +1,28 @@
-"""What a TPU's compiler plans for the functions that do the work, at the size of MS MARCO; no TPU is needed.
+"""What compilers plan for the functions that do the work, at the size of MS MARCO; no accelerator is needed.
 
-pip install libtpu
-python benchmarks/compiled.py --out=docs/results/compiled.json
+python benchmarks/compiled.py --target=v5e --out=docs/results/compiled.json
+python benchmarks/compiled.py --target=h100 --out=docs/results/compiled_h100.json
 
-They are compiled ahead of time for v5e, 16 GiB a chip, and nothing runs. Memory is arguments, results and
-what is in between; of a step it is held against `memory.step_bytes`.
+They are compiled ahead of time for a TPU v5e, 16 GiB a chip, or an H100, 80 GB, and nothing runs (`absent`).
+Memory is arguments, results and what is in between; of a step it is held against `memory.step_bytes`.
 """
 
 import functools
 import importlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
-
+import absent
 import jax
 import jax.numpy as jnp
 import optax
 import performance_tables
 import plans
 from absl import flags
-from jax.experimental import topologies
 
 from dvq_jax import (
     blocks,
@@ -37,7 +32,6 @@ from dvq_jax import (
     encode,
     exact,
     files,
-    host,
     placement,
     points,
     routing,
@@ -48,19 +42,16 @@ from dvq_jax import (
 from dvq_jax.types import IndexParams
 
 _OUT = flags.DEFINE_string('out', 'docs/results/compiled.json', 'The numbers, JSON.')
+_TARGET = flags.DEFINE_enum('target', 'v5e', list(absent.PLATFORMS), 'For what.')
 _ONLY = flags.DEFINE_string('only', '', 'Functions whose names hold this.')
 
-_TOPOLOGY = 'v5e:2x2'
 # As in types.py; MS MARCO has N passages and trains with Q queries.
 _B, _C, _D, _L, _M, _K, _N, _Q = 128, 200, 768, 10_000, 64, 256, 8_841_823, 502_939
 _P = 10  # lists that routing means to be probed
 _WIDTH = 64  # queries that a document's codes are chosen for
 _TOP = 200  # documents that are mined for a query
-_KEPT = 32  # blocks of documents that a chip keeps, of mining
+_KEPT = 2**22  # documents that a chip keeps, of mining
 _SAMPLE = 8, 32, 1024  # shards, blocks and rows of what k-means learns from
-
-
-_pmap = jax.pmap
 
 
 def _shape(*shape: int, kind: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -87,7 +78,8 @@ def _steps(devices: int) -> Iterator[tuple[str, Callable, tuple, int]]:
     ):
         ways = {'estimator': estimator, 'products': products, 'dynamic': dynamic}
         name = f'step, {estimator}, {products}{", dynamic" if dynamic else ""}'
-        yield name, *plans.build(plans.Shape(**sizes, **ways, devices=devices))
+        shape = plans.Shape(**sizes, **ways, devices=devices)
+        yield name, *plans.build(shape, platform=absent.PLATFORMS[_TARGET.value])
 
 
 def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
@@ -100,7 +92,9 @@ def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     best = _shape(*queries, _TOP), _shape(*queries, _TOP, **ints)
     yield 'mining, float32', merge, (*best, _shape(*queries, _D), _shape(devices, width, _D), _shape(**ints))
 
-    wide, queries = 2 * _TOP, _tiles(most, device_screen._TILE, devices)
+    width = stream.width_of(_N, screened.largest_block(_N, _TOP, teacher.CORPUS_BLOCK))
+    wide = screened._kept_on_devices(_N, _TOP)
+    queries = _tiles(most, blocks.even(most, device_screen._TILE, multiple=devices), devices)
     places = wide + device_screen._PLACES * device_screen._FEWEST
     add = functools.partial(device_screen._add, each=device_screen._FEWEST, first=wide, total=_N)
     add = jax.pmap(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
@@ -117,7 +111,7 @@ def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
         error=_shape(devices, most // devices),
     )
     ranked = jax.pmap(functools.partial(screened._ranked, k=_TOP), in_axes=(0, 0, None))
-    all_docs = _shape(devices, _KEPT * width, _D, kind=jnp.float16)
+    all_docs = _shape(devices, _KEPT, _D, kind=jnp.float16)
     yield 'mining, ranking', ranked, (all_docs, found, _shape(_D))
 
 
@@ -189,9 +183,8 @@ def _plan(
 
 
 def _map_over(devices: int) -> None:
-    """Lets all that is mapped from now on be mapped over so many chips that are not there."""
-    chips = topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGY).devices[:devices]
-    jax.pmap = lambda function, **settings: _pmap(function, **{**settings, 'devices': chips})
+    """Lets all that is mapped from now on be mapped over so many accelerators that are not there."""
+    absent.map_over(_TARGET.value, devices)
     importlib.reload(points)  # which maps its functions as it is imported
     for mapped in (encode._compiled, corpus._on_devices, placement._fetch, routing._summed):
         mapped.cache_clear()
@@ -200,7 +193,7 @@ def _map_over(devices: int) -> None:
 def _sizes() -> dict[str, int]:
     """By the letters of types.py, and what else the shapes depend on."""
     letters = {'B': _B, 'C': _C, 'D': _D, 'L': _L, 'M': _M, 'K': _K, 'N': _N, 'Q': _Q, 'P': _P}
-    more = {'mined': _TOP, 'kept blocks': _KEPT, 'queries of a document': _WIDTH}
+    more = {'mined': _TOP, 'kept': _KEPT, 'queries of a document': _WIDTH}
     return {**letters, **more, 'sample': math.prod(_SAMPLE)}
 
 
@@ -225,10 +218,9 @@ def measure(only: str = '') -> list[dict[str, Any]]:
 def main() -> None:
     """Compiles, stores and prints."""
     path = files.check_output(_OUT.value)
-    with mock.patch.object(host, 'is_all_there_is', return_value=False):  # blocks as on accelerators
-        rows = measure(_ONLY.value)
+    rows = measure(_ONLY.value)
     with files.atomic_file(path) as aside:
-        stored = {'topology': _TOPOLOGY, 'versions': plans.versions(), 'sizes': _sizes(), 'rows': rows}
+        stored = {'target': _TARGET.value, 'versions': plans.versions(), 'sizes': _sizes(), 'rows': rows}
         aside.write_text(json.dumps(stored, indent=1) + '\n', encoding='utf-8')
     print(performance_tables.compiled(stored))
 

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import absent
 import jax
 import jax.numpy as jnp
 import jaxlib
@@ -83,11 +84,12 @@ def _tower(shape: Shape) -> tuple[Any, tuple[int, ...], int]:
     return Transformer(architecture, pooling='mean', normalize=True), (length,), floats
 
 
-def build(shape: Shape) -> tuple[Callable, tuple, int]:
+def build(shape: Shape, *, platform: str = 'cpu') -> tuple[Callable, tuple, int]:
     """A step that takes shapes alone.
 
     Args:
       shape: of the step.
+      platform: that `memory.step_bytes` is asked about.
 
     Returns:
       The step by `jax.pmap`, the state and the batch that it takes, and the bytes of `memory.step_bytes`.
@@ -129,7 +131,7 @@ def build(shape: Shape) -> tuple[Callable, tuple, int]:
         tower_parameters=sum(x.size for x in jax.tree.leaves(params)),
         tower_floats=held,
     )
-    return step, (state, batch), memory.step_bytes(said)
+    return step, (state, batch), memory.step_bytes(said, platform=platform)
 
 
 def planned(function: Callable, args: tuple) -> int:
@@ -139,11 +141,13 @@ def planned(function: Callable, args: tuple) -> int:
     return size + plan.temp_size_in_bytes
 
 
-def _compiled(shapes: list[Shape]) -> list[dict[str, Any]]:
-    """In a process of its own, which has the devices."""
+def _compiled(shapes: list[Shape], target: str) -> list[dict[str, Any]]:
+    """Of so many devices, in a process of its own, which has them or makes believe that it has."""
+    if target != 'cpu':
+        absent.map_over(target, shapes[0].devices)
     rows = []
     for shape in shapes:
-        step, args, said = build(shape)
+        step, args, said = build(shape, platform=absent.PLATFORMS.get(target, target))
         rows.append({**dataclasses.asdict(shape), 'predicted': said, 'planned': planned(step, args)})
     return rows
 
@@ -153,11 +157,12 @@ def versions() -> dict[str, str]:
     return {'jax': jax.__version__, 'jaxlib': jaxlib.__version__}
 
 
-def measure(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
+def measure(shapes: Iterable[Shape], *, target: str = 'cpu') -> list[dict[str, Any]]:
     """Compiles steps, those of each number of devices in a process that has so many.
 
     Args:
       shapes: of the steps.
+      target: 'cpu', or an accelerator that need not be there, one of `absent.PLATFORMS`.
 
     Returns:
       A row a step, those of a number of devices together: its shape, and a device's bytes, 'predicted' and
@@ -169,7 +174,7 @@ def measure(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
     rows = []
     for count, some in by_devices.items():
         forced = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
-        rows += apart(functools.partial(_compiled, some), environment=forced)
+        rows += apart(functools.partial(_compiled, some, target), environment=forced)
     return rows
 
 

@@ -1,23 +1,25 @@
 """How much device memory a training step takes, before it is compiled."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
+from dvq_jax import nearest_gpu
 from dvq_jax.losses import Term, pair_width
 from dvq_jax.quantizer import block_size
 from dvq_jax.transformer import Architecture
 
 _BYTES = 4  # of a float32
 
-# Floats that a step holds beside its arguments, see `step_bytes`. All along, for each parameter that is
-# trained, code of a document, and pair of documents that RankNet compares:
+# Floats that a step holds beside its arguments by the CPU's compiler, see `step_bytes`. All along, for each
+# parameter that is trained, code of a document, and pair of documents that RankNet compares:
 _UPDATED, _CODE, _PAIR = 1.1, 2.6, 2.0
 # Then, for each float of: documents while codes are chosen, and where they are copied; pooled ones;
 # distances; documents that are scored, and where queries are trained; documents whose choice is relaxed, and
 # where centroids are trained.
 _CHOSEN, _COPIED, _POOLED, _DISTANCE, _SCORED, _ASKED = 0.4, 3.3, 0.9, 3.5, 1.2, 1.3
 _RELAXED, _MOVED = 1.0, 1.9
+_LIBRARY = 3.7 * 2**20  # bytes that a GPU's library of products is given
 # Floats of each token in each layer of a text encoder, for each of: D, the inner width, heads times tokens.
 _HIDDEN, _INNER, _ATTENTION = 12.6, 3.7, 3.8
 
@@ -103,7 +105,7 @@ class Step:
         return self.pooled or self.candidates
 
 
-def step_bytes(step: Step) -> int:
+def step_bytes(step: Step, *, platform: str = 'cpu') -> int:
     """Peak device memory of a training step, on each device.
 
     With n = B·C/devices documents of a device's b = B/devices queries, p = n·devices documents that are
@@ -111,6 +113,9 @@ def step_bytes(step: Step) -> int:
     parameters trained, in floats:
 
         arguments   Θ + 2·θ + n·D
+
+    and beside them, by the compiler for CPUs, which TPUs' is near to,
+
         all along   1.1·θ + 2.6·n·M + 2·pairs
         and the most of
           codes     (0.4·n + 0.9·p)·D + 3.5·min(n·K, 2²²)
@@ -121,12 +126,24 @@ def step_bytes(step: Step) -> int:
     Here r = (1 + 1.9·[centroids trained])·n·D with the estimator 'softmax', else 0; pairs are those that
     RankNet compares at once, at most 2²⁰ unless b·n' is more; for m see `_matrices`.
 
-    The factors were fitted to what XLA plans for CPUs, by JAX 0.10 and 0.11. `benchmarks/step_memory.py`
-    draws steps, compiles them, and says how many of those above 10 MiB are within 20 %: 179 of 182
-    (docs/performance.md). A GPU's compiler fuses more.
+    A GPU's compiler fuses more, and does more at once. With p' = p where there are several devices, else 0,
+
+        all along   0.7·θ + 1.7·n·M + 0.2·pairs + 3.7 MiB for the products' library
+        and the most of
+          codes     0.85·n·D + 0.95·n·M·max(16, 2^⌈log₂ S⌉), or without its kernel + 3.5·min(n·K, 2²²)
+          copies    (1.15·n + 3.45·p')·D + r, and with 'softmax' + 3.5·min(n·K, 2²²)
+          lists     (1.3, or with 'softmax' 3.1)·min(n·L, 2²²) + 1.85·n·D + r/4, where they are dynamic
+          scores    (0.85·n + 3.35·p' + 1.15·[tower or rotation trained]·max(n, p))·D
+                    + (4.75 + 9·[RankNet])·b·n' + r
+
+    where r = (1.2 + 0.4·[centroids trained] + 1.6·[dynamic])·n·D with 'softmax', else 0.
+
+    The factors were fitted to what XLA plans for CPUs and for an H100. `benchmarks/step_memory.py` draws
+    steps, compiles them, and says how many of those above 10 MiB are within 20 % (docs/performance.md).
 
     Args:
       step: the step.
+      platform: of the devices, as JAX names it.
 
     Returns:
       Bytes.
@@ -136,7 +153,6 @@ def step_bytes(step: Step) -> int:
       sizes = {'batch_size': 128, 'candidates': 200, 'dim': 768, 'lists': 10_000, 'codebooks': 64}
       step_bytes(Step(**sizes, codewords=256, terms=terms)) / 2**30
     """
-    documents, pooled = step.documents * step.dim, step.pooled * step.dim
     parameters = {
         'centroids': step.lists * step.dim,
         'codebooks': step.codewords * step.dim,
@@ -144,22 +160,61 @@ def step_bytes(step: Step) -> int:
         'tower': step.tower_parameters,
     }
     trained = {group: parameters[group] for group in step.trained if parameters[group]}
+    moments = sum(trained.values())
+    arguments = sum(parameters.values()) + 2 * moments + step.documents * step.dim
+    beside = (_beside_on_gpu if platform == 'gpu' else _beside)(step, trained)
+    return round(_BYTES * (arguments + beside + step.tower_floats))
+
+
+def _beside(step: Step, trained: Mapping[str, int]) -> float:
+    documents, pooled = step.documents * step.dim, step.pooled * step.dim
     relaxed = (_RELAXED + _MOVED * ('centroids' in trained)) * documents * (step.estimator == 'softmax')
-    asked = 'tower' in trained or 'rotation' in trained
     peaks = (
         _CHOSEN * documents + _POOLED * pooled + _distances(step, step.codewords),
         _COPIED * documents + _POOLED * pooled + relaxed,
         _distances(step, step.lists) * step.dynamic + relaxed,
-        (_SCORED + _ASKED * asked) * max(documents, pooled) + _matrices(step) * step.scores + relaxed,
+        (_SCORED + _ASKED * _asked(trained)) * max(documents, pooled)
+        + _matrices(step) * step.scores
+        + relaxed,
     )
-    moments = sum(trained.values())
-    arguments = sum(parameters.values()) + 2 * moments + documents
-    throughout = _UPDATED * moments + _CODE * step.documents * step.codebooks + _PAIR * _pairs(step)
-    return round(_BYTES * (arguments + throughout + max(peaks) + step.tower_floats))
+    moved = _UPDATED * sum(trained.values())
+    return moved + _CODE * step.documents * step.codebooks + _PAIR * _pairs(step) + max(peaks)
+
+
+def _beside_on_gpu(step: Step, trained: Mapping[str, int]) -> float:
+    documents, pooled = step.documents * step.dim, step.pooled * step.dim * (step.devices > 1)
+    soft, ranked = step.estimator == 'softmax', any(term.name == 'ranknet' for term in step.terms)
+    relaxed = (1.2 + 0.4 * ('centroids' in trained) + 1.6 * step.dynamic) * documents * soft
+    width = step.dim // step.codebooks
+    if nearest_gpu.fits(step.codewords, width):
+        found = 0.95 * step.documents * step.codebooks * nearest_gpu.filled(width)
+    else:
+        found = _distances(step, step.codewords)
+    assigned = (3.1 if soft else 1.3) * _compared(step, step.lists) + 1.85 * documents + relaxed / 4
+    asked = _asked(trained) * max(documents, step.pooled * step.dim)
+    peaks = (
+        0.85 * documents + found,
+        1.15 * documents + 3.45 * pooled + relaxed + _distances(step, step.codewords) * soft,
+        assigned * step.dynamic,
+        0.85 * documents + 3.35 * pooled + 1.15 * asked + (4.75 + 9 * ranked) * step.scores + relaxed,
+    )
+    moved = 0.7 * sum(trained.values())
+    codes, pairs = 1.7 * step.documents * step.codebooks, 0.2 * _pairs(step)
+    return moved + codes + pairs + _LIBRARY / _BYTES + max(peaks)
+
+
+def _asked(trained: Mapping[str, int]) -> bool:
+    """Whether a gradient goes to queries before they are scored."""
+    return 'tower' in trained or 'rotation' in trained
+
+
+def _compared(step: Step, centers: int) -> int:
+    """Distances that are there at once."""
+    return block_size(step.documents, centers=centers) * centers
 
 
 def _distances(step: Step, centers: int) -> float:
-    return _DISTANCE * block_size(step.documents, centers=centers) * centers
+    return _DISTANCE * _compared(step, centers)
 
 
 def _pairs(step: Step) -> int:

@@ -25,7 +25,17 @@ _PRODUCTS = ((1, 1), (0, 2), (2, 0), (0, 1), (1, 0), (0, 0))
 def takes(centers: Array) -> bool:
     """Whether there is a GPU that runs the kernel, for such centers [G, K, S]."""
     _, count, width = centers.shape
-    return width <= _WIDEST and count <= _MOST and _runs(count, width)
+    return fits(count, width) and _runs(count, width)
+
+
+def fits(count: int, width: int) -> bool:
+    """Whether it could take K centers of S dimensions."""
+    return width <= _WIDEST and count <= _MOST
+
+
+def filled(size: int) -> int:
+    """How many numbers S, or centers K, become in the kernel: a power of two."""
+    return max(_LEAST, 1 << (size - 1).bit_length())
 
 
 @functools.cache
@@ -63,7 +73,7 @@ def nearest(
 
     (rows, groups, width), count = vectors.shape, centers.shape[1]
     # An array in a kernel has a power of two of elements; what fills it up is never the nearest.
-    wide, words = (max(_LEAST, pl.next_power_of_2(size)) for size in (width, count))
+    wide, words = filled(width), filled(count)
     blocks = max(1, pl.cdiv(rows, _ROWS))
     norms = jnp.pad(norms, ((0, 0), (0, words - count)), constant_values=jnp.inf)
     centers = jnp.pad(centers, ((0, 0), (0, words - count), (0, wide - width)))

@@ -201,7 +201,7 @@ def _place_corpus(run: Run, state: TrainState) -> placement.Placed | None:
         tower_parameters=sum(x.size for x in jax.tree.leaves(state.params['tower'])),
         tower_floats=floats,
     )
-    size = step_bytes(step)
+    size = step_bytes(step, platform=jax.default_backend())
     where = placement.choose(run.config.data.placement, run.dataset.corpus, step_bytes=size)
     corpus = 'stays on the host' if where == 'host' else f'is {where} on the devices'
     print(
