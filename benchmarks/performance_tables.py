@@ -41,7 +41,7 @@ def compiled(stored: Stored) -> str:
         rows = [row for row in stored['rows'] if row['name'] == name]
         cells = [row.get(key) for row in rows for key in ('bytes', 'predicted')]
         lines.append([name, *('' if size is None else f'{size / _GIB:.2f}' for size in cells)])
-    titles = ('function', 'memory of one chip, GiB', 'formula', 'of each of four', 'formula')
+    titles = ('function', 'memory of one, GiB', 'formula', 'of each of four', 'formula')
     return table(titles, lines, left=1)
 
 
@@ -103,7 +103,9 @@ _TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
         for name in speed_report.MARKS
     },
     'step_memory': ('step_memory', step_memory),
+    'step_memory_h100': ('step_memory_h100', step_memory),
     'compiled': ('compiled', compiled),
+    'compiled_h100': ('compiled_h100', compiled),
     'msmarco_size_cpu': ('msmarco_size_cpu', commands),
     'h100': ('h100', _h100),
     'h100_msmarco': ('h100', _h100_msmarco),

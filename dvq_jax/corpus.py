@@ -60,14 +60,17 @@ def rows_at_once(count: int) -> int:
 
 
 def spread(block: Any, size: int) -> Any:
-    """Cuts a block into one of `size` rows for each local device, padded with zeros.
+    """Cuts a block into one of `size` rows for each local device, padded with zeros, and sends it there.
+
+    A device waits for what is sent no longer than for a copy in the host's memory if that has begun before:
+    see that the next block is on its way, by `one_behind`, when one is given to a function.
 
     Args:
       block: a tree of [n, ...] arrays, n at most `size` times the devices.
       size: rows that a device takes.
 
     Returns:
-      The tree of [devices, size, ...].
+      The tree of [devices, size, ...], on its way to the devices.
     """
     fan = jax.local_device_count()
 
@@ -76,7 +79,7 @@ def spread(block: Any, size: int) -> Any:
             array = np.pad(array, [(0, fan * size - len(array))] + [(0, 0)] * (array.ndim - 1))
         return array.reshape(fan, size, *array.shape[1:])
 
-    return jax.tree.map(pad, block)
+    return jax.device_put(jax.tree.map(pad, block), _over_devices())
 
 
 def gathered(array: Array, count: int) -> np.ndarray:
@@ -85,7 +88,7 @@ def gathered(array: Array, count: int) -> np.ndarray:
 
 
 def one_behind(launched: Iterable[Any]) -> Iterator[Any]:
-    """Yields each item when the next has come: devices work on that while the host takes in this one."""
+    """Yields each item when the next has come: that is sent, or worked on, while this one is taken in."""
     items = iter(launched)
     for last in items:
         for item in items:
@@ -103,6 +106,12 @@ def replicated(tree: Any) -> Any:
 @functools.cache
 def _put() -> Callable:
     return jax.pmap(lambda x: x, devices=jax.local_devices(), donate_argnums=0)
+
+
+@functools.cache
+def _over_devices() -> jax.sharding.Sharding:
+    """Of the arrays [devices, ...] that a mapped function takes as they are."""
+    return _put()(np.zeros(jax.local_device_count(), np.float32)).sharding
 
 
 @functools.cache
@@ -169,10 +178,14 @@ def over_rows(
     """
     shared, fan = replicated(shared), jax.local_device_count()
 
-    def launched(region: slice) -> Iterator[tuple[int, Array]]:
+    def sent(region: slice) -> Iterator[tuple[int, Any]]:
         for start in range(region.start, region.stop, size * fan):
             rows = slice(start, min(start + size * fan, region.stop))
-            yield rows.stop - start, _on_devices(function)(shared, spread(read(rows), size))
+            yield rows.stop - start, spread(read(rows), size)
+
+    def launched(region: slice) -> Iterator[tuple[int, Array]]:
+        for rows, block in one_behind(sent(region)):
+            yield rows, _on_devices(function)(shared, block)
 
     def make(region: slice, progress: Progress) -> np.ndarray:
         done = []

@@ -9,7 +9,7 @@ the last ones, so that there are two compiled shapes for each of a few widths; a
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -183,17 +183,15 @@ class Encoder:
         self, region: slice, copies: Sequence[np.ndarray | None]
     ) -> Iterator[tuple[int, np.ndarray, Encoding]]:
         """(copy, rows, their encoding [devices, n, ...], which devices may still be at)."""
+        if not host.is_all_there_is():
+            for copy, some, launch in one_behind(self._sent(region, copies)):
+                yield copy, some, launch()
+            return
         for width, rows in _groups(region, self._audience):
-            on_host = host.is_all_there_is()  # which reads what it encodes
-            for some in _pieces(rows, whole=on_host and not width):
-                docs = None if on_host else gather(self._corpus, some, copy=False, kind=self._corpus.dtype)
+            for some in _pieces(rows, whole=not width):
                 for copy, own in enumerate(copies):
-                    mine = None if own is None else own[some]
-                    if on_host:
-                        part = self._on_host(some, mine, width=width)
-                        yield copy, some, jax.tree.map(lambda x: x[None], part)
-                    else:
-                        yield copy, some, self._on_devices(some, docs, mine, width=width)
+                    part = self._on_host(some, None if own is None else own[some], width=width)
+                    yield copy, some, jax.tree.map(lambda x: x[None], part)
 
     def _on_host(self, rows: np.ndarray, lists: np.ndarray | None, *, width: int) -> Encoding:
         """The encoding [n, ...] of documents that at most `width` queries want."""
@@ -213,18 +211,25 @@ class Encoder:
         tiles = host.on_threads(tile, blocks.cut(len(rows), _CHOSEN_TILE_ON_HOST))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *tiles)
 
-    def _on_devices(
-        self, rows: np.ndarray, docs: np.ndarray, lists: np.ndarray | None, *, width: int
-    ) -> Encoding:
-        """The encoding [devices, n, ...] of documents that at most `width` queries want."""
-        size = rows_at_once(len(rows))
-        docs, lists = spread((docs, lists), size)
-        if width:
-            audience = self._audience
-            wanted = spread(audience.demand.of(rows, width), size)
-            settings = (audience.ridge, audience.sweeps)
-            return _compiled('choose')(self._index, *self._shared, *settings, docs, lists, wanted)
-        return _compiled('encode')(self._index, docs, lists)
+    def _sent(
+        self, region: slice, copies: Sequence[np.ndarray | None]
+    ) -> Iterator[tuple[int, np.ndarray, Callable[[], Encoding]]]:
+        """(copy, rows, what launches their encoding), once all that it needs is on its way to the devices."""
+        for width, rows in _groups(region, self._audience):
+            for some in _pieces(rows, whole=False):
+                size = rows_at_once(len(some))
+                docs = spread(gather(self._corpus, some, copy=False, kind=self._corpus.dtype), size)
+                wanted = spread(self._audience.demand.of(some, width), size) if width else None
+                for copy, own in enumerate(copies):
+                    lists = None if own is None else spread(own[some], size)
+                    yield copy, some, functools.partial(self._launch, docs, lists, wanted)
+
+    def _launch(self, docs: Array, lists: Array | None, wanted: tuple[Array, ...] | None) -> Encoding:
+        """The encoding [devices, n, ...]; codes are chosen where it is told who wants the documents."""
+        if wanted is None:
+            return _compiled('encode')(self._index, docs, lists)
+        settings = (self._audience.ridge, self._audience.sweeps)
+        return _compiled('choose')(self._index, *self._shared, *settings, docs, lists, wanted)
 
 
 def _placed(tree: Any) -> Any:

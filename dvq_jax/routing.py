@@ -32,7 +32,17 @@ from jax.experimental import multihost_utils
 
 from dvq_jax import blocks, host, preemption, stages
 from dvq_jax.codewords import sums_added, sums_on_host
-from dvq_jax.corpus import BLOCK, ROWS, assign_corpus, by_blocks, by_rows, over_rows, rows_at_once, spread
+from dvq_jax.corpus import (
+    BLOCK,
+    ROWS,
+    assign_corpus,
+    by_blocks,
+    by_rows,
+    one_behind,
+    over_rows,
+    rows_at_once,
+    spread,
+)
 from dvq_jax.demand import Demand
 from dvq_jax.progress import Progress
 from dvq_jax.types import Array, IndexParams
@@ -175,8 +185,10 @@ def _sums_on_devices(
     """The same of what each device has taken."""
     fan = jax.local_device_count()
     totals = np.zeros((fan, count, docs.shape[1]), np.float32), np.zeros(fan, np.float32)
-    for rows in blocks.cut(len(docs), BLOCK * fan):
-        totals = _summed()(*totals, *spread((docs[rows], lists[rows]), BLOCK))
+    parts = blocks.cut(len(docs), BLOCK * fan)
+    sent = one_behind((rows, spread((docs[rows], lists[rows]), BLOCK)) for rows in parts)
+    for rows, block in sent:
+        totals = _summed()(*totals, *block)
         progress.add(rows.stop - rows.start)
     yield from zip(*map(np.asarray, totals), strict=True)
 

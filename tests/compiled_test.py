@@ -1,5 +1,6 @@
-"""What runs on accelerators goes through a TPU's compiler, where `pip install libtpu` has brought one."""
+"""What runs on accelerators goes through their compilers, where `pip` has brought one."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,10 +16,12 @@ compiled.cli.run(compiled.main)
 """
 
 
-def test_a_tpus_compiler_takes_all_of_it(tmp_path):
-    pytest.importorskip('libtpu')
+@pytest.mark.parametrize(('target', 'package'), [('v5e', 'libtpu'), ('h100', 'jax_cuda12_plugin')])
+def test_an_accelerators_compiler_takes_all_of_it(target, package, tmp_path):
+    if not importlib.util.find_spec(package):
+        pytest.skip(f'{package} is not installed')
     env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(['.', 'benchmarks'])}
-    command = [sys.executable, '-c', _SMALL, f'--out={tmp_path / "out.json"}']
+    command = [sys.executable, '-c', _SMALL, f'--target={target}', f'--out={tmp_path / "out.json"}']
     subprocess.run(command, env=env, check=True, timeout=900)
     rows = json.loads((tmp_path / 'out.json').read_text(encoding='utf-8'))['rows']
     assert {row['devices'] for row in rows} == {1, 4} and len(rows) == 2 * 19
