@@ -5,9 +5,6 @@ A TPU's compiler comes by `pip install libtpu`, a GPU's by `pip install 'jax[cud
 
 import os
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
-
 import jax
 from jax._src import xla_bridge
 from jax.experimental import topologies
@@ -31,6 +28,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 7 }
 runtime_version { major: 12 minor: 9 }
 """
+_NO_TRITON = '--xla_gpu_enable_triton_gemm=false'
 _pmap, _canonical = jax.pmap, xla_bridge.canonicalize_platform
 
 
@@ -47,10 +45,12 @@ def map_over(kind: str, count: int) -> None:
 
     Args:
       kind: one of `PLATFORMS`.
-      count: how many, up to 8.
+      count: how many, of TPUs up to 8.
     """
-    if kind == 'h100':  # as `launch/gpu.sh` has it
-        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_triton_gemm=false'
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # do not look for a TPU's host
+    flags = os.environ.get('XLA_FLAGS', '')
+    if kind == 'h100' and _NO_TRITON not in flags:  # as `launch/gpu.sh` has it
+        os.environ['XLA_FLAGS'] = f'{flags} {_NO_TRITON}'
     jax.devices()  # JAX looks for its own ones before it is told of others
     devices = _devices(kind, count)
     jax.pmap = lambda function, **settings: _pmap(function, **{**settings, 'devices': devices})

@@ -11,10 +11,13 @@ import functools
 import importlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import absent
 import jax
@@ -50,7 +53,7 @@ _B, _C, _D, _L, _M, _K, _N, _Q = 128, 200, 768, 10_000, 64, 256, 8_841_823, 502_
 _P = 10  # lists that routing means to be probed
 _WIDTH = 64  # queries that a document's codes are chosen for
 _TOP = 200  # documents that are mined for a query
-_KEPT = 2**22  # documents that a chip keeps, of mining
+_KEPT = 2**22  # documents that are kept, of mining
 _SAMPLE = 8, 32, 1024  # shards, blocks and rows of what k-means learns from
 
 
@@ -85,14 +88,13 @@ def _steps(devices: int) -> Iterator[tuple[str, Callable, tuple, int]]:
 def _mining(devices: int) -> Iterator[tuple[str, Callable, tuple]]:
     """A block of documents against a block of queries, by name, and what it takes."""
     most, ints = blocks.even(_Q, teacher.QUERY_BLOCK), {'kind': jnp.int32}
-    width = stream.width_of(_N, teacher.CORPUS_BLOCK)
+    width = stream.width_of(_N, screened.largest_block(_N, _TOP, teacher.CORPUS_BLOCK))
     queries = _tiles(most, exact._TILE, devices)
     merge = functools.partial(exact._merge_tiles, group=exact.group_of(width, _TOP), total=_N)
     merge = jax.pmap(merge, in_axes=(0, 0, 0, 0, None), donate_argnums=(0, 1))
     best = _shape(*queries, _TOP), _shape(*queries, _TOP, **ints)
     yield 'mining, float32', merge, (*best, _shape(*queries, _D), _shape(devices, width, _D), _shape(**ints))
 
-    width = stream.width_of(_N, screened.largest_block(_N, _TOP, teacher.CORPUS_BLOCK))
     wide = screened._kept_on_devices(_N, _TOP)
     queries = _tiles(most, blocks.even(most, device_screen._TILE, multiple=devices), devices)
     places = wide + device_screen._PLACES * device_screen._FEWEST
@@ -198,7 +200,7 @@ def _sizes() -> dict[str, int]:
 
 
 def measure(only: str = '') -> list[dict[str, Any]]:
-    """Compiles all of them, for one chip and for four.
+    """Compiles all of them, for one device and for four.
 
     Args:
       only: what their names hold.

@@ -35,7 +35,7 @@ def step_memory(stored: Stored) -> str:
 
 
 def compiled(stored: Stored) -> str:
-    """The memory of a chip, of one and of four, and what the formula says, by what `compiled.py` stored."""
+    """The memory of a device, of one and of four, and what the formula says, by what `compiled.py` stored."""
     lines = []
     for name in dict.fromkeys(row['name'] for row in stored['rows']):
         rows = [row for row in stored['rows'] if row['name'] == name]

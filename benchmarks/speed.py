@@ -48,7 +48,9 @@ _DATASET = flags.DEFINE_string('dataset', None, "What `prepare` wrote; for 'choo
 _PARTS = flags.DEFINE_list('parts', list(speed_report.TABLES), 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each side.')
 _LISTS = flags.DEFINE_integer('lists', 1024, 'L.')
-_MINED_DOCUMENTS = flags.DEFINE_integer('mined_documents', 1_000_000, "N of 'large_mining'.")
+_MINED_DOCUMENTS = flags.DEFINE_integer(
+    'mined_documents', 1_000_000, "N of 'large_mining', 1.5 KB each in the folder for temporary files."
+)
 _SCALING_SIZES = flags.DEFINE_list('scaling_sizes', ['10000', '100000', '1000000', '10000000'], 'N.')
 _SCALING_DIM = flags.DEFINE_integer('scaling_dim', 64, 'D of the corpora that grow.')
 _OUT = flags.DEFINE_string('out', 'docs/results/speed.json', 'The numbers, JSON.')

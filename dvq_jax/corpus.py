@@ -62,8 +62,9 @@ def rows_at_once(count: int) -> int:
 def spread(block: Any, size: int) -> Any:
     """Cuts a block into one of `size` rows for each local device, padded with zeros, and sends it there.
 
-    A device waits for what is sent no longer than for a copy in the host's memory if that has begun before:
-    see that the next block is on its way, by `one_behind`, when one is given to a function.
+    A function that is launched waits until the host has copied what it takes, so a block should be on its
+    way, by `one_behind`, while the one before is launched. What a CPU is sent may share memory with what was
+    given, which must not be written to afterwards.
 
     Args:
       block: a tree of [n, ...] arrays, n at most `size` times the devices.

@@ -24,7 +24,7 @@ from dvq_jax.stream import Stream
 from dvq_jax.types import Array
 
 _TILE = 4096  # queries that a device scores at once
-_NARROWEST = 8192  # documents that are scored at once, at least
+_NARROWEST = 8192  # documents up to which it pays to score fewer at once
 _FEWEST = 128  # documents of a block that a query keeps at least; a GPU's Top-K that does not sort ends there
 _EVEN = 2  # and at least so many times what each block would have of the best were they spread evenly
 _PLACES = 16  # blocks between two cuts
@@ -67,7 +67,7 @@ def largest_block(documents: int, wide: int, corpus_block: int) -> int:
       corpus_block: how many there are of float32; of products half as large twice as many.
 
     Returns:
-      So many that a query keeps no more than `_FEWEST` of them where that is possible.
+      So many that about `_FEWEST` of them are enough for a query to keep, or `_NARROWEST`.
     """
     blocks = -(-_EVEN * wide // _FEWEST)
     return min(2 * corpus_block, max(_NARROWEST, -(-documents // blocks)))
@@ -108,13 +108,18 @@ def search(
         queries, coarse, state = begin(tiles)
         ahead, place = collections.deque(), 0
         for start, (docs, reach) in rounded():
-            if len(ahead) == 2:  # devices are at the block before, and have the next one
-                jax.block_until_ready(ahead.popleft())
+            if len(ahead) == 2:  # devices have two blocks to do before this one
+                done, scores = ahead.popleft()
+                jax.block_until_ready(done)
+                progress.add(scores)
             if place == places:
                 state, place = cut(state), 0
-            state, place = add(state, coarse, docs, reach, start, place), place + 1
-            ahead.append(reach)
-            progress.add(count * min(stream.width, total - start))
+            state, done = add(state, coarse, docs, reach, start, place)
+            place += 1
+            ahead.append((done, count * min(stream.width, total - start)))
+        for done, scores in ahead:
+            jax.block_until_ready(done)
+            progress.add(scores)
         return end(queries, coarse, cut(state), middle)
 
     return run
@@ -140,20 +145,21 @@ def _add(
     each: int,
     first: int,
     total: int,
-) -> _State:
-    """Writes the best of a block to a place behind the `first`."""
+) -> tuple[_State, Array]:
+    """Writes the best of a block to a place behind the `first`; and a number, there when that is done."""
     best_of = functools.partial(_best, docs=docs, start=start, each=each, total=total)
     products, ids = jax.lax.map(best_of, queries)  # one after the other: products of one tile are held
     dropped = state.dropped
     if each < len(docs):
         dropped = jnp.maximum(dropped, jnp.min(products, axis=-1))
     write, at = jax.lax.dynamic_update_slice, (0, 0, first + place * each)
-    return _State(
+    state = _State(
         write(state.products, products, at),
         write(state.ids, ids, at),
         dropped,
         jnp.maximum(state.reach, reach),
     )
+    return state, jnp.max(products)
 
 
 def _best(queries: Array, *, docs: Array, start: Array, each: int, total: int) -> tuple[Array, Array]:

@@ -78,7 +78,7 @@ def in_tiles(queries: np.ndarray, tile: int, *, devices: int, query_block: int) 
       query_block: the most queries that there ever are.
 
     Returns:
-      [devices, tiles, tile, D], filled up with zeros.
+      [devices, tiles, tile, D], filled up with zeros; a view of the queries where they fill it.
     """
     tiles, most = (-(-count // (tile * devices)) for count in (len(queries), query_block))
     shape = (devices, min(1 << (tiles - 1).bit_length(), most), tile)

@@ -19,7 +19,6 @@ _UPDATED, _CODE, _PAIR = 1.1, 2.6, 2.0
 # where centroids are trained.
 _CHOSEN, _COPIED, _POOLED, _DISTANCE, _SCORED, _ASKED = 0.4, 3.3, 0.9, 3.5, 1.2, 1.3
 _RELAXED, _MOVED = 1.0, 1.9
-_LIBRARY = 3.7 * 2**20  # bytes that a GPU's library of products is given
 # Floats of each token in each layer of a text encoder, for each of: D, the inner width, heads times tokens.
 _HIDDEN, _INNER, _ATTENTION = 12.6, 3.7, 3.8
 
@@ -182,25 +181,27 @@ def _beside(step: Step, trained: Mapping[str, int]) -> float:
 
 
 def _beside_on_gpu(step: Step, trained: Mapping[str, int]) -> float:
+    """With the factors of `step_bytes`'s docstring."""
     documents, pooled = step.documents * step.dim, step.pooled * step.dim * (step.devices > 1)
     soft, ranked = step.estimator == 'softmax', any(term.name == 'ranknet' for term in step.terms)
     relaxed = (1.2 + 0.4 * ('centroids' in trained) + 1.6 * step.dynamic) * documents * soft
-    width = step.dim // step.codebooks
+    width, distances = step.dim // step.codebooks, 3.5 * _compared(step, step.codewords)
     if nearest_gpu.fits(step.codewords, width):
-        found = 0.95 * step.documents * step.codebooks * nearest_gpu.filled(width)
+        found = 0.95 * step.documents * step.codebooks * nearest_gpu.padded(width)
     else:
-        found = _distances(step, step.codewords)
+        found = distances
     assigned = (3.1 if soft else 1.3) * _compared(step, step.lists) + 1.85 * documents + relaxed / 4
     asked = _asked(trained) * max(documents, step.pooled * step.dim)
     peaks = (
         0.85 * documents + found,
-        1.15 * documents + 3.45 * pooled + relaxed + _distances(step, step.codewords) * soft,
+        1.15 * documents + 3.45 * pooled + relaxed + distances * soft,
         assigned * step.dynamic,
         0.85 * documents + 3.35 * pooled + 1.15 * asked + (4.75 + 9 * ranked) * step.scores + relaxed,
     )
     moved = 0.7 * sum(trained.values())
     codes, pairs = 1.7 * step.documents * step.codebooks, 0.2 * _pairs(step)
-    return moved + codes + pairs + _LIBRARY / _BYTES + max(peaks)
+    library = 3.7 * 2**20 / _BYTES
+    return moved + codes + pairs + library + max(peaks)
 
 
 def _asked(trained: Mapping[str, int]) -> bool:

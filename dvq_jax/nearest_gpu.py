@@ -33,7 +33,7 @@ def fits(count: int, width: int) -> bool:
     return width <= _WIDEST and count <= _MOST
 
 
-def filled(size: int) -> int:
+def padded(size: int) -> int:
     """How many numbers S, or centers K, become in the kernel: a power of two."""
     return max(_LEAST, 1 << (size - 1).bit_length())
 
@@ -73,7 +73,7 @@ def nearest(
 
     (rows, groups, width), count = vectors.shape, centers.shape[1]
     # An array in a kernel has a power of two of elements; what fills it up is never the nearest.
-    wide, words = filled(width), filled(count)
+    wide, words = padded(width), padded(count)
     blocks = max(1, pl.cdiv(rows, _ROWS))
     norms = jnp.pad(norms, ((0, 0), (0, words - count)), constant_values=jnp.inf)
     centers = jnp.pad(centers, ((0, 0), (0, words - count), (0, wide - width)))

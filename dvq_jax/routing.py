@@ -322,6 +322,7 @@ def _cheapest(
 ) -> Array:
     """[n] the list of each document, given its queries [n, b], their weights, and all queries' `_probed`.
 
+    Row Q of that is for queries that are none, and holds L, which is dropped.
     It is another than taken [n], a list or -1, and for those queries that do not probe that one.
     """
     docs, lists = docs.astype(jnp.float32), probed_by[queries]
@@ -386,8 +387,8 @@ def assign(
         queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
         return corpus[rows], taken[rows], queries, weights
 
-    # The last row pads, and probes what is no list, so that nothing is added for it: to add zeros for many
-    # queries to one place takes a GPU longer than all the rest.
+    # The last row pads, and probes what is no list, so that nothing is added for it: on a GPU many zeros for
+    # one place would be added one after the other.
     probed = np.concatenate([probed, np.full_like(probed[:1], count)])
     shared = (centroids, prices, probed, degrees, gain)
     settings = {'size': rows_at_once(len(corpus)), 'label': 'route documents', 'parts': where('lists')}

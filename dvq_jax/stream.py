@@ -88,7 +88,7 @@ class Stream:
         )
 
     def through(
-        self, function: Callable[[Array], Any], *, size: float = math.inf
+        self, function: Callable[[Array], Any], *, size: int | None = None
     ) -> Callable[[], Iterator[tuple[int, Any]]]:
         """The blocks as a function makes them, of which it gets one [width, D] on each device.
 
@@ -97,7 +97,7 @@ class Stream:
         Args:
           function: of a block.
           size: bytes of what it makes of a document; where there is room for all of that beside the corpus,
-            it is made once, and kept too.
+            it is made once, and kept too. None makes it each time.
 
         Returns:
           What iterates over (start, what the function makes, [devices, ...]), as often as it is called.
@@ -110,7 +110,7 @@ class Stream:
 
         made = jax.pmap(function, devices=self.devices)
         made_of_kept = jax.pmap(read, in_axes=(0, None), devices=self.devices)
-        keeps = self._size + size * self.blocks * width <= self._room
+        keeps = size is not None and self._size + size * self.blocks * width <= self._room
         kept = []
 
         def blocks() -> Iterator[tuple[int, Any]]:

@@ -115,10 +115,10 @@ def mine(
         (`screened`).
       query_block: at most so many queries are finished, and stored, together; each such block reads the
         corpus once, and where bfloat16 chooses once more for float32, unless devices keep it (`stream`).
-      corpus_block: about so many documents are scored at once on a device at most (`stream.width_of`), twice
-        as many where bfloat16 chooses. It holds 16 KB of scores for each, a few times [corpus_block, D]
-        documents, 24·k bytes and 16 KB for each query of a block, and the corpus, and what is rounded of it,
-        where that takes no more than half of what it has left.
+      corpus_block: about so many documents are scored at once on a device at most (`stream.width_of`), at
+        most twice as many where bfloat16 chooses. It holds 16 KB of scores for each, a TPU 32, a few times
+        [corpus_block, D] documents, 24·k bytes and 16 KB for each query of a block, and the corpus, and what
+        is rounded of it, where that takes no more than half of what it has left.
 
     Returns:
       ids [Q, k] int32, rows of the corpus, and scores [Q, k] float32.

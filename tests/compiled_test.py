@@ -11,7 +11,7 @@ import pytest
 _SMALL = """
 import compiled
 compiled._B, compiled._C, compiled._D = 32, 16, 128
-compiled._L, compiled._M, compiled._N, compiled._Q = 256, 16, 20_000, 1000
+compiled._L, compiled._M, compiled._N, compiled._Q, compiled._KEPT = 256, 16, 20_000, 1000, 20_480
 compiled.cli.run(compiled.main)
 """
 

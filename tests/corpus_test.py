@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -61,6 +62,31 @@ def test_over_rows_is_the_function_of_all_rows_and_makes_the_next_block_before_i
     for item in corpus.one_behind(events.append(f'make {n}') or n for n in range(3)):
         events.append(f'take {item}')
     assert events == ['make 0', 'make 1', 'take 0', 'make 2', 'take 1', 'take 2']
+
+
+def test_a_block_is_on_its_way_before_the_one_before_is_launched(monkeypatch):
+    rows, events = np.arange(20.0, dtype=np.float32).reshape(10, 2), []
+    send, launch = corpus.spread, corpus._on_devices(scaled)
+
+    def sent(block, size):
+        events.append(('sent', float(block[0][0, 0])))
+        return send(block, size)
+
+    def launched(shared, block):
+        events.append(('launched', float(block[0][0, 0, 0])))
+        with jax.transfer_guard('disallow'):  # all of it is where it should be
+            return launch(shared, block)
+
+    launch((np.ones((1, 1), np.float32),), send((rows[:4], None), 4))  # compiles
+    monkeypatch.setattr(corpus, 'spread', sent)
+    monkeypatch.setattr(corpus, '_on_devices', lambda _: launched)
+    found = corpus.over_rows(
+        scaled, (np.float32(3),), lambda part: (rows[part], None), 10, size=4, label='scale'
+    )
+    np.testing.assert_array_equal(found, 3 * rows)
+    assert events == [
+        ('sent', 0.0), ('sent', 8.0), ('launched', 0.0), ('sent', 16.0), ('launched', 8.0), ('launched', 16.0)
+    ]  # fmt: skip
 
 
 def scaled(factor, rows, nothing):

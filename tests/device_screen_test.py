@@ -75,11 +75,28 @@ def test_the_bound_is_of_all_blocks():
 @pytest.mark.parametrize('wide', [30, 600, 3000])
 def test_a_block_is_so_large_that_a_query_keeps_few_of_it(documents, wide):
     largest = device_screen.largest_block(documents, wide, 131_072)
+    blocks = -(-documents // stream.width_of(documents, largest))
     assert largest <= 2 * 131_072
-    blocks = -(-documents // largest)
     assert 2 * -(-wide // blocks) <= 128 or largest == 8192
     smaller = blocks > 1 and largest not in (8192, 2 * 131_072)
     assert not smaller or 2 * -(-wide // (blocks - 1)) > 128  # than need be
+
+
+def test_what_is_counted_is_done(monkeypatch):
+    """Devices have two blocks to do ahead, and what is told of them is true."""
+    corpus, queries = vectors(1, 2010), vectors(2, 40)
+    some = stream.Stream(corpus, jax.local_devices(), largest=400)
+    search = device_screen.search(some, 10, 50, middle=screened._mean(corpus), query_block=64)
+    waited, ready = [], jax.block_until_ready
+    monkeypatch.setattr(jax, 'block_until_ready', lambda x: waited.append(float(ready(x).max())) or x)
+    counted = []
+    told = Progress('mine', total=None, unit='scores', every=float('inf'))
+    monkeypatch.setattr(told, 'add', lambda scores: counted.append((scores, len(waited))))
+    search(queries, told)
+    assert [number for _, number in counted] == list(range(1, some.blocks + 1))
+    assert sum(scores for scores, _ in counted) == 40 * 2010
+    best = (queries @ (corpus - screened._mean(corpus)).T).max()
+    assert abs(max(waited) - best) < 0.02 * best  # of the block itself
 
 
 def test_several_devices_share_the_queries():

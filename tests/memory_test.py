@@ -75,7 +75,7 @@ def test_memory_is_within_a_fifth_of_what_the_compiler_plans(name):
 def test_memory_is_near_what_the_compiler_plans_for_gpus():
     rows = measure(draw(20, seed=3), target='h100')
     ratios = [row['predicted'] / row['planned'] for row in rows if row['planned'] >= 10 * 2**20]
-    assert sum(0.8 < ratio < 1.2 for ratio in ratios) >= 0.9 * len(ratios), ratios
+    assert sum(0.8 < ratio < 1.2 for ratio in ratios) >= 0.9 * len(ratios) > 10, ratios
 
 
 def test_the_gpus_formula():
@@ -95,12 +95,26 @@ def test_the_gpus_formula():
     relaxed = (1.2 + 0.4 + 1.6) * own
     lists = 3.1 * 100 * 1000 + 1.85 * own + relaxed / 4
     assert memory.step_bytes(soft, platform='gpu') == round(4 * (along + lists))
+    hard = dataclasses.replace(soft, estimator='hard')
+    lists = 1.3 * 100 * 1000 + 1.85 * own
+    assert memory.step_bytes(hard, platform='gpu') == round(4 * (along + lists))
+    copies = 1.15 * own + (1.2 + 0.4) * own + 3.5 * 100 * 16
+    soft = dataclasses.replace(alone, estimator='softmax')
+    assert memory.step_bytes(soft, platform='gpu') == round(4 * (along + copies))
+    many = dataclasses.replace(alone, codewords=512)  # without the kernel
+    along += (512 - 16) * 64
+    assert memory.step_bytes(many, platform='gpu') == round(4 * (along + 0.85 * own + 3.5 * 100 * 512))
+    terms = losses.parse_objective('ranknet')
+    ranked = dataclasses.replace(alone, terms=terms, codewords=16, in_batch=True)
+    along += (16 - 512) * 64 + 0.2 * 1000 * 50  # each score with half of the others
+    scored = 0.85 * own + (4.75 + 9) * 10 * 100
+    assert memory.step_bytes(ranked, platform='gpu') == round(4 * (along + scored))
 
 
 @pytest.mark.parametrize(('name', 'platform'), [('step_memory', 'cpu'), ('step_memory_h100', 'gpu')])
 def test_what_is_stored_is_of_this_formula(name, platform):
     folder = pathlib.Path(__file__).parent.parent / 'docs' / 'results'
-    for row in json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))['rows'][:30]:
+    for row in json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))['rows']:
         fields = {field.name for field in dataclasses.fields(Shape)}
         shape = Shape(**{key: value for key, value in row.items() if key in fields})
         assert build(shape, platform=platform)[2] == row['predicted']

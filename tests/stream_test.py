@@ -47,8 +47,8 @@ def test_what_is_kept_is_sent_once(monkeypatch):
         np.testing.assert_array_equal(one[1], other[1])
 
 
-@pytest.mark.parametrize(('size', 'times'), [(2, 1), (3, 2)])
-def test_what_is_made_is_made_once_where_it_has_room_beside_the_corpus(size, times, monkeypatch):
+@pytest.mark.parametrize(('size', 'calls'), [(2, 4), (3, 9), (None, 9)])
+def test_what_is_made_is_made_once_where_it_has_room_beside_the_corpus(size, calls, monkeypatch):
     """Four blocks of 16 documents, 6 bytes each."""
     monkeypatch.setattr(stream, 'room', lambda devices: 8 * 64)
     docs, made = corpus(63), []
@@ -63,7 +63,7 @@ def test_what_is_made_is_made_once_where_it_has_room_beside_the_corpus(size, tim
         found = np.concatenate([block[0] for _, block in blocks()])
         np.testing.assert_array_equal(found[:63], docs[:, 0])
     jax.effects_barrier()
-    assert len(made) == (4 if times == 1 else 9)
+    assert len(made) == calls
 
 
 @pytest.mark.parametrize(('size', 'kept'), [(383, False), (384, True)])
