@@ -85,6 +85,16 @@ def test_there_is_none_without_a_gpu():
     assert not nearest_gpu._runs(256, 12)
 
 
+def test_a_jax_without_triton_does_without_the_kernel(monkeypatch, capsys):
+    def gone(*_, **__):
+        raise ImportError('no such language')
+
+    monkeypatch.setattr(nearest_gpu, 'nearest', gone)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert not nearest_gpu._runs.__wrapped__(256, 12)
+    assert 'without a kernel: no such language' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('sizes', [(100, 3, 256, 12), (1, 1, 1, 1), (64, 1, 256, 64)])
 @pytest.mark.parametrize('rounded', [True, False])
 def test_becomes_triton(sizes, rounded):
