@@ -60,9 +60,7 @@ def map_over(kind: str, count: int) -> None:
         # JAX knows the name of a GPU's platform by the GPUs that it has found (jax-ml/jax issue 23971).
         xla_bridge.canonicalize_platform = lambda name: 'cuda' if name == 'gpu' else _canonical(name)
         nearest_gpu._runs = lambda count, width: True
-        with contextlib.suppress(
-            ImportError
-        ):  # before 0.11 JAX takes a GPU that it does not find for an H100
+        with contextlib.suppress(ImportError):  # a JAX before 0.11, which takes none for an H100
             from jax._src.pallas.triton import gpu_info
 
             gpu_info.get_gpu_info = lambda: gpu_info._get_gpu_info_impl(gpu_info.GpuVersion.H100)
