@@ -117,8 +117,7 @@ def search(
             state, done = add(state, coarse, docs, reach, start, place)
             place += 1
             ahead.append((done, count * min(stream.width, total - start)))
-        for done, scores in ahead:
-            jax.block_until_ready(done)
+        for _, scores in ahead:  # to wait for these would leave devices without work
             progress.add(scores)
         return end(queries, coarse, cut(state), middle)
 
