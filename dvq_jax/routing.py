@@ -186,16 +186,22 @@ def _sums_on_devices(
     fan = jax.local_device_count()
     totals = np.zeros((fan, count, docs.shape[1]), np.float32), np.zeros(fan, np.float32)
     parts = blocks.cut(len(docs), BLOCK * fan)
-    sent = one_behind((rows, spread((docs[rows], lists[rows]), BLOCK)) for rows in parts)
-    for rows, block in sent:
-        totals = _summed()(*totals, *block)
+
+    def added() -> Iterator[tuple[slice, Array]]:
+        nonlocal totals
+        for rows, block in one_behind((rows, spread((docs[rows], lists[rows]), BLOCK)) for rows in parts):
+            totals = _summed()(*totals, *block)
+            yield rows, totals[1]
+
+    for rows, squares in one_behind(added()):
+        jax.block_until_ready(squares)
         progress.add(rows.stop - rows.start)
     yield from zip(*map(np.asarray, totals), strict=True)
 
 
 @functools.cache
 def _summed() -> Callable:
-    return jax.pmap(_add_block, devices=jax.local_devices(), donate_argnums=(0, 1))
+    return jax.pmap(_add_block, devices=jax.local_devices(), donate_argnums=0)
 
 
 def _add_block(total: Array, squares: Array, docs: Array, lists: Array) -> tuple[Array, Array]:
@@ -387,8 +393,7 @@ def assign(
         queries, weights, _ = demand.of(np.arange(rows.start, rows.stop), _QUERIES)
         return corpus[rows], taken[rows], queries, weights
 
-    # The last row pads, and probes what is no list, so that nothing is added for it: on a GPU many zeros for
-    # one place would be added one after the other.
+    # The last row pads, and probes no list there is: on a GPU many zeros for one place would queue there.
     probed = np.concatenate([probed, np.full_like(probed[:1], count)])
     shared = (centroids, prices, probed, degrees, gain)
     settings = {'size': rows_at_once(len(corpus)), 'label': 'route documents', 'parts': where('lists')}
