@@ -104,6 +104,7 @@ _TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     },
     'step_memory': ('step_memory', step_memory),
     'step_memory_h100': ('step_memory_h100', step_memory),
+    'step_memory_v5e': ('step_memory_v5e', step_memory),
     'compiled': ('compiled', compiled),
     'compiled_h100': ('compiled_h100', compiled),
     'msmarco_size_cpu': ('msmarco_size_cpu', commands),

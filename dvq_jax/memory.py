@@ -113,7 +113,7 @@ def step_bytes(step: Step, *, platform: str = 'cpu') -> int:
 
         arguments   Θ + 2·θ + n·D
 
-    and beside them, by the compiler for CPUs, which TPUs' is near to,
+    and beside them, by the compiler for CPUs (TPUs' plans less, for it keeps much on the chip),
 
         all along   1.1·θ + 2.6·n·M + 2·pairs
         and the most of

@@ -111,7 +111,9 @@ def test_the_gpus_formula():
     assert memory.step_bytes(ranked, platform='gpu') == round(4 * (along + scored))
 
 
-@pytest.mark.parametrize(('name', 'platform'), [('step_memory', 'cpu'), ('step_memory_h100', 'gpu')])
+@pytest.mark.parametrize(
+    ('name', 'platform'), [('step_memory', 'cpu'), ('step_memory_h100', 'gpu'), ('step_memory_v5e', 'tpu')]
+)
 def test_what_is_stored_is_of_this_formula(name, platform):
     folder = pathlib.Path(__file__).parent.parent / 'docs' / 'results'
     for row in json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))['rows']:
