@@ -88,9 +88,9 @@ def gathered(array: Array, count: int) -> np.ndarray:
     return np.asarray(array).reshape(-1, *array.shape[2:])[:count]
 
 
-def one_behind(launched: Iterable[Any]) -> Iterator[Any]:
+def one_behind(begun: Iterable[Any]) -> Iterator[Any]:
     """Yields each item when the next has come: that is sent, or worked on, while this one is taken in."""
-    items = iter(launched)
+    items = iter(begun)
     for last in items:
         for item in items:
             yield last

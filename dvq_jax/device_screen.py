@@ -95,8 +95,8 @@ def search(
     mapped = functools.partial(jax.pmap, devices=devices)
     begin = mapped(functools.partial(_begin, places=wide + places * each))
     middle = jnp.asarray(middle)
-    rounded = functools.partial(rounding.rounded, middle=middle)
-    rounded = stream.through(rounded, size=stream.corpus.shape[1] * jnp.dtype(jnp.bfloat16).itemsize)
+    size = stream.corpus.shape[1] * jnp.dtype(jnp.bfloat16).itemsize
+    rounded = stream.through(functools.partial(rounding.rounded, middle=middle), size=size)
     add = functools.partial(_add, each=each, first=wide, total=total)
     add = mapped(add, in_axes=(0, 0, 0, 0, None, None), donate_argnums=0)
     cut = mapped(functools.partial(_cut, wide=wide), donate_argnums=0)
